@@ -1,0 +1,174 @@
+"""Image folders, and tars of them, as sources.
+
+Layouts: `root/<class>/<file>`, or `root/<split>/<class>/<file>` with splits named as in
+`sources.SPLITS`. Classes are numbered in the order of their sorted names. Without split folders,
+a fixed fifth of each class is held out, see `sources.split_unsplit`.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from evitlab.datasets.sources import SPLITS, Reader, Source, canonical_split, split_unsplit
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# A compressed tar has no random access, so its files are kept in memory, up to this total.
+_MAX_UNPACKED_BYTES = 8 * 2**30
+
+
+def open_folder(root: Path, split: str) -> Source:
+    """List an image folder; nothing is opened.
+
+    Raises:
+        ValueError: no image in it, images outside class folders, or no such split.
+    """
+    files: list[str] = []
+    for folder, _, names in os.walk(root, followlinks=True):
+        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        files += [(relative / name).as_posix() for name in names if _is_image(name)]
+    return _open_listing(root, sorted(files), split, lambda kept: _FolderReader(root, kept))
+
+
+def open_tar(path: Path, split: str) -> Source:
+    """List a tar of an image folder; nothing is extracted.
+
+    Folders that wrap everything are ignored, and so is whatever is no plain file: links, devices.
+
+    Raises:
+        ValueError: see `open_folder`; or no tar, or a compressed one whose images take more than
+            8 GiB.
+    """
+    members: dict[str, tuple[int, int]] = {}
+    unpacked: dict[str, bytes] = {}
+    total_bytes = 0
+    compressed = _is_compressed(path)
+    try:
+        tar = tarfile.open(path)
+    except tarfile.TarError as error:
+        raise ValueError(f"{path}: neither a folder, a parquet file nor a tar ({error})") from error
+    with tar:
+        for member in tar:
+            name = PurePosixPath(member.name.lstrip("/")).as_posix()
+            if not (member.isreg() and _is_image(PurePosixPath(name).name)) or member.issparse():
+                continue
+            members[name] = (member.offset_data, member.size)
+            if compressed:
+                total_bytes += member.size
+                if total_bytes > _MAX_UNPACKED_BYTES:
+                    raise ValueError(
+                        f"{path}: the images of a compressed tar are kept in memory and may take "
+                        f"{_MAX_UNPACKED_BYTES / 2**30:.0f} GiB at most; use an uncompressed tar"
+                    )
+                stream = tar.extractfile(member)
+                assert stream is not None
+                unpacked[name] = stream.read()
+    files = sorted(members)
+    prefix = _wrapping_folder(files)
+    inner = [name[len(prefix) :] for name in files]
+
+    def reader(kept: Sequence[str]) -> _TarReader:
+        names = [prefix + name for name in kept]
+        places = [members[name] for name in names]
+        contents = [unpacked[name] for name in names] if compressed else None
+        return _TarReader(path, names, places, contents)
+
+    return _open_listing(path, inner, split, reader)
+
+
+def _is_image(name: str) -> bool:
+    # Names with a leading dot are what macOS and editors leave behind.
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def _is_compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        magic = file.read(6)
+    return magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"))
+
+
+def _wrapping_folder(files: Sequence[str]) -> str:
+    """The leading folders that all files share and that are neither a split nor a class."""
+    split_files = [PurePosixPath(name).parts for name in files]
+    depth = 0
+    while split_files and all(len(parts) > depth + 2 for parts in split_files):
+        heads = {parts[depth] for parts in split_files}
+        if len(heads) > 1 or canonical_split(next(iter(heads))):
+            break
+        depth += 1
+    return "".join(part + "/" for part in split_files[0][:depth]) if split_files else ""
+
+
+def _open_listing(
+    root: Path,
+    files: Sequence[str],
+    split: str,
+    reader: Callable[[Sequence[str]], Reader],
+) -> Source:
+    if not files:
+        raise ValueError(f"{root}: no images found; accepted are {', '.join(IMAGE_SUFFIXES)}")
+    parts = [PurePosixPath(name).parts for name in files]
+    heads = sorted({part[0] for part in parts if len(part) > 1})
+    has_splits = bool(heads) and all(
+        canonical_split(part[0]) and len(part) > 2 for part in parts if len(part) > 1
+    )
+    level = 1 if has_splits else 0
+    stray = next((name for name, part in zip(files, parts, strict=True) if len(part) < level + 2),
+                 None)
+    if stray is not None:
+        raise ValueError(
+            f"{root}: expected <class>/<file> or <split>/<class>/<file>, got {stray!r} outside a "
+            "class folder"
+        )
+    # Numbered over all splits, so that a class which one of them lacks does not shift the others.
+    class_names = tuple(sorted({part[level] for part in parts}))
+    numbers = {name: number for number, name in enumerate(class_names)}
+    if not has_splits:
+        labels = np.array([numbers[part[0]] for part in parts], np.int64)
+        return split_unsplit(Source(root.name, "all", labels, class_names, reader(files)), split)
+    wanted = next((alias for alias in SPLITS.get(split, ()) if alias in heads), None)
+    if wanted is None and split != "all":
+        raise ValueError(f"split: {root} has {', '.join(heads)}, got {split!r}")
+    kept = [index for index, part in enumerate(parts) if wanted in (None, part[0])]
+    labels = np.array([numbers[parts[index][1]] for index in kept], np.int64)
+    found = (canonical_split(wanted) if wanted else None) or "all"
+    return Source(root.name, found, labels, class_names, reader([files[i] for i in kept]))
+
+
+@dataclass(frozen=True)
+class _FolderReader:
+    root: Path
+    files: Sequence[str]
+
+    def __call__(self, index: int, /) -> tuple[bytes, str]:
+        path = self.root / self.files[index]
+        return path.read_bytes(), str(path)
+
+    def for_random_access(self) -> Reader:
+        return self
+
+
+@dataclass(frozen=True)
+class _TarReader:
+    path: Path
+    names: Sequence[str]
+    places: Sequence[tuple[int, int]]
+    contents: Sequence[bytes] | None
+
+    def __call__(self, index: int, /) -> tuple[bytes, str]:
+        where = f"{self.path}:{self.names[index]}"
+        if self.contents is not None:
+            return self.contents[index], where
+        offset, size = self.places[index]
+        # Opened anew each time: a handle shared by threads or forked workers shares its position.
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size), where
+
+    def for_random_access(self) -> Reader:
+        return self
