@@ -1,0 +1,23 @@
+"""The paper's figures and tables redrawn: a record or a frame in, a matplotlib figure out.
+
+Nothing here computes a result. The returned figures stand outside pyplot: show them as a cell's
+last value, or write them with `save_figure`.
+"""
+
+from evitlab.figures.architecture import table1_architecture
+from evitlab.figures.block import fig6_block
+from evitlab.figures.speed_accuracy import fig1_speed_accuracy
+from evitlab.figures.style import PALETTE, add_caption, house_style, new_figure, save_figure
+from evitlab.figures.training import training_curves
+
+__all__ = [
+    "PALETTE",
+    "add_caption",
+    "fig1_speed_accuracy",
+    "fig6_block",
+    "house_style",
+    "new_figure",
+    "save_figure",
+    "table1_architecture",
+    "training_curves",
+]

@@ -1,0 +1,103 @@
+"""Training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from evitlab.figures.style import (
+    PALETTE,
+    add_caption,
+    environment_line,
+    house_style,
+    new_figure,
+)
+from evitlab.records import TrainingRecord
+
+
+def training_curves(records: Sequence[TrainingRecord]) -> Figure:
+    """Loss and top-1 over the epochs, one colour per run, the final top-1 written at its point.
+
+    Raises:
+        ValueError: no record, or one without an epoch.
+
+    Pitfall: the training loss is taken under augmentation and soft targets, the validation loss is
+    not, so the first may well stay above the second.
+    """
+    if not records:
+        raise ValueError("records: expected at least one training record, got none")
+    for record in records:
+        if not record.history:
+            raise ValueError(f"records: the run of {record.model!r} has no epoch")
+    with house_style():
+        figure = new_figure(9.0, 3.9)
+        loss, top1 = figure.subplots(1, 2)
+        loss.set(title="Loss", xlabel="Epoch", ylabel="Cross-entropy (nats)")
+        top1.set(title="Accuracy", xlabel="Epoch", ylabel="Validation top-1 (%)")
+        ends: list[tuple[int, float, str, str]] = []
+        for i, record in enumerate(records):
+            color = PALETTE[i % len(PALETTE)]
+            epochs = [log.epoch for log in record.history]
+            train_loss = [log.train_loss for log in record.history]
+            dashes = {"ls": (0, (4, 2)), "lw": 1.2, "label": "training"}
+            loss.plot(epochs, train_loss, **_curve(color, len(epochs)), **dashes)
+            checked = [log for log in record.history if log.val_top1 is not None]
+            curve = _curve(color, len(checked))
+            with_loss = [log for log in checked if log.val_loss is not None]
+            loss.plot(
+                [log.epoch for log in with_loss],
+                [log.val_loss for log in with_loss],
+                label="validation",
+                **curve,
+            )
+            top1.plot([log.epoch for log in checked], [log.val_top1 for log in checked], **curve)
+            top1.plot(epochs[-1], record.final.top1, marker="o", ms=6, color=color, ls="none")
+            name = f"{record.model}  " if len(records) > 1 else ""
+            ends.append((epochs[-1], record.final.top1, f"{name}{record.final.top1:.1f} %", color))
+        for axes in (loss, top1):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axes.margins(x=0.05, y=0.1)
+        handles, _ = loss.get_legend_handles_labels()
+        loss.legend(handles=handles[:2], loc="upper right", fontsize=8)
+        add_caption(figure, note=_summary(records))
+        _label_ends(top1, ends)
+    return figure
+
+
+def _label_ends(axes: Axes, ends: list[tuple[int, float, str, str]]) -> None:
+    """Write (epoch, top1, text, color) in one column right of the curves, in the points' order."""
+    left, right = axes.get_xlim()
+    axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= right])
+    axes.set_xlim(left, right + (right - left) * (0.14 if len(ends) == 1 else 0.5))
+    low, high = axes.get_ylim()
+    line_height = 0.055 * (high - low)
+    below = low
+    for epoch, top1, text, color in sorted(ends, key=lambda end: end[1]):
+        y = max(top1, below + line_height)
+        below = y
+        axes.plot([epoch, right], [top1, y], color=color, lw=0.6, ls=(0, (1, 2)))
+        axes.text(right, y, f" {text}", color=color, fontsize=9, fontweight="bold", va="center")
+    axes.set_ylim(low, max(high, below + line_height))
+
+
+def _curve(color: str, length: int) -> dict[str, Any]:
+    """A line's look; a short one also shows its points, or one epoch would draw nothing."""
+    return {"color": color, "marker": "o" if length < 12 else None, "ms": 3.5}
+
+
+def _summary(records: Sequence[TrainingRecord]) -> str:
+    """What was trained, on what and where: one line for all runs that agree on it."""
+    models: dict[str, list[str]] = {}
+    for record in records:
+        height, width = record.img_size
+        line = (
+            f"{height}×{width} px · {record.train_images:,} training images · "
+            f"{environment_line(record.environment)}"
+        )
+        models.setdefault(line, []).append(record.model)
+    lines = (f"{', '.join(dict.fromkeys(names))} · {line}" for line, names in models.items())
+    return "\n".join(lines)
