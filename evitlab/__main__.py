@@ -1,0 +1,5 @@
+"""`python -m evitlab` is the command line."""
+
+from evitlab.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,39 @@
+"""What one image costs: parameters and multiply–accumulates."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of parameters, buffers not counted."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> int:
+    """Multiply–accumulates of convolutions and matrix products for one image.
+
+    Counted while a copy of the model runs on the meta device, so nothing is computed and the
+    model keeps its mode and statistics.
+
+    Args:
+        model: takes [B, C, H, W]; C and the default size come from its timm-style
+            `pretrained_cfg["input_size"]`.
+        img_size: int or (height, width).
+
+    Paper: what Tables 1 to 3 call FLOPs are MACs; torch's counter counts 2 for each, and nothing
+    for fused attention on a CPU, hence the unfused kernel here.
+    """
+    channels, *default = (getattr(model, "pretrained_cfg", None) or {}).get(
+        "input_size", (3, 224, 224)
+    )
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or default
+    ghost = copy.deepcopy(model).to("meta").eval()
+    dtype = next(iter(ghost.parameters()), torch.empty(0)).dtype
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        ghost(torch.empty(1, channels, height, width, device="meta", dtype=dtype))
+    return counter.get_total_flops() // 2

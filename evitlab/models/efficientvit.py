@@ -1,0 +1,475 @@
+"""EfficientViT: sandwich blocks around cascaded group attention, in one file.
+
+Paper: Section 3, Fig. 6 and Table 1.
+
+Shape legend: B images, C channels, H x W the feature map, h heads, N tokens of a window,
+d key width, w window side. Feature maps are [B, C, H, W]; module names are timm's, so that
+state dicts differ from timm's in nothing and from the official ones by a renaming.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d, SqueezeExcite, trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+STEM_STRIDES = {16: (2, 2, 2, 2), 8: (1, 2, 2, 2), 4: (1, 1, 2, 2)}
+ACTIVATIONS = {"relu": nn.ReLU, "hardswish": nn.Hardswish}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientViTConfig:
+    """Everything that defines one EfficientViT; the ablations of Table 6 and Fig. 7 are fields.
+
+    Per-stage tuples hold three values. `ffns` counts the FFNs before and after each attention:
+    (1, 1) is the sandwich, (0, 1) the order of a Swin block, (N, N) the paper's N.
+    `value_ratio` scales V's width per head relative to the head's split (Fig. 7, right).
+    """
+
+    embed_dim: tuple[int, int, int]
+    depth: tuple[int, int, int]
+    num_heads: tuple[int, int, int]
+    kernels: tuple[int, ...]  # query kernel of head 1, 2, …
+    window_size: tuple[int, int, int] = (7, 7, 7)
+    key_dim: tuple[int, int, int] = (16, 16, 16)
+    img_size: tuple[int, int] = (224, 224)
+    patch_size: int = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    ffn_ratio: float = 2.0
+    ffns: tuple[int, int] = (1, 1)
+    value_ratio: float = 1.0
+    split: bool = True  # each head sees its own split of the channels, not all of them
+    cascade: bool = True  # head j's output is added to the input of head j + 1
+    token_interaction: bool = True  # depthwise convolution before each FFN
+    norm: Literal["batch", "layer"] = "batch"
+    activation: Literal["relu", "hardswish"] = "relu"
+    drop_path_rate: float = 0.0  # of the last block; rises linearly from 0 at the first
+    mask_padding: bool = True  # False: attend to window padding, as the official code does
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("patch_size", tuple(STEM_STRIDES)),
+            ("norm", ("batch", "layer")),
+            ("activation", tuple(ACTIVATIONS)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("embed_dim", "depth", "num_heads", "window_size", "key_dim"):
+            value = getattr(self, name)
+            if len(value) != 3 or min(value) < 1:
+                raise ValueError(f"{name}: expected three positive integers, got {value}")
+        if min(self.img_size) < self.patch_size:
+            smaller = [p for p in STEM_STRIDES if p <= min(self.img_size)]
+            hint = f"; patch_size={max(smaller)} would fit" if smaller else ""
+            raise ValueError(
+                f"img_size: expected both sides of at least patch_size={self.patch_size} pixels, "
+                f"got {self.img_size}{hint}"
+            )
+        if self.in_chans < 1 or self.num_classes < 0:
+            raise ValueError(
+                "in_chans and num_classes: expected at least 1 channel and 0 classes, "
+                f"got {self.in_chans} and {self.num_classes}"
+            )
+        if len(self.kernels) < max(self.num_heads) or any(k % 2 == 0 for k in self.kernels):
+            raise ValueError(
+                f"kernels: expected an odd kernel for each of {max(self.num_heads)} heads, "
+                f"got {self.kernels}"
+            )
+        if any(c % h for c, h in zip(self.embed_dim, self.num_heads, strict=True)):
+            raise ValueError(
+                f"num_heads: expected divisors of embed_dim {self.embed_dim}, got {self.num_heads}"
+            )
+        if self.cascade and not self.split:
+            raise ValueError("cascade: expected False where split is False, got True")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate: expected 0 to below 1, got {self.drop_path_rate}")
+
+
+# Table 1, in the paper's order; kernels from the official build file.
+VARIANTS: dict[str, EfficientViTConfig] = {
+    f"efficientvit_{name}": EfficientViTConfig(
+        embed_dim=embed_dim, depth=depth, num_heads=num_heads, kernels=kernels
+    )
+    for name, embed_dim, depth, num_heads, kernels in (
+        ("m0", (64, 128, 192), (1, 2, 3), (4, 4, 4), (5, 5, 5, 5)),
+        ("m1", (128, 144, 192), (1, 2, 3), (2, 3, 3), (7, 5, 3, 3)),
+        ("m2", (128, 192, 224), (1, 2, 3), (4, 3, 2), (7, 5, 3, 3)),
+        ("m3", (128, 240, 320), (1, 2, 3), (4, 3, 4), (5, 5, 5, 5)),
+        ("m4", (128, 256, 384), (1, 2, 3), (4, 4, 4), (7, 5, 3, 3)),
+        ("m5", (192, 288, 384), (1, 3, 4), (3, 3, 4), (7, 5, 3, 3)),
+    )
+}
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution without bias, then normalisation; `gain` is the norm's initial weight."""
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        kernel: int = 1,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        gain: float = 1.0,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False
+        )
+        self.bn = nn.BatchNorm2d(out_chs) if norm == "batch" else LayerNorm2d(out_chs)
+        nn.init.constant_(self.bn.weight, gain)
+
+
+class NormLinear(nn.Sequential):
+    """The classifier: normalisation, then a linear layer; [B, C] -> [B, classes]."""
+
+    def __init__(self, in_features: int, out_features: int, *, norm: str = "batch") -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(in_features) if norm == "batch" else nn.LayerNorm(in_features)
+        self.linear = nn.Linear(in_features, out_features)
+        trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+
+class Residual(nn.Module):
+    """x + m(x), with m dropped for whole images at rate `drop` while training."""
+
+    def __init__(self, m: nn.Module, drop: float = 0.0) -> None:
+        super().__init__()
+        self.m = m
+        self.drop = drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop == 0.0:
+            return x + self.m(x)
+        keep = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(1 - self.drop).div_(1 - self.drop)
+        return x + self.m(x) * keep
+
+
+class FFN(nn.Module):
+    """Pointwise expansion, activation, pointwise projection; [B, C, H, W] -> same."""
+
+    def __init__(self, dim: int, hidden: int, *, norm: str, activation: str) -> None:
+        super().__init__()
+        self.pw1 = ConvNorm(dim, hidden, norm=norm)
+        self.act = ACTIVATIONS[activation]()
+        self.pw2 = ConvNorm(hidden, dim, gain=0.0, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pw2(self.act(self.pw1(x)))
+
+
+class CascadedGroupAttention(nn.Module):
+    """h heads on h channel splits, each adding its output to the next head's input.
+
+    Works on windows of exactly `window` = (rows, columns): [B, C, *window] -> same.
+
+    Paper: Section 3.1, Eqs. 2–3 and Fig. 6 (c).
+    Pitfall: head j's output is added to split j + 1, so V's width is tied to the split's; with
+    value_ratio != 1 the overlapping channels are added (the paper does not say what it did).
+    """
+
+    def __init__(
+        self, dim: int, key_dim: int, num_heads: int, window: tuple[int, int],
+        config: EfficientViTConfig,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.num_heads = num_heads
+        self.key_dim = key_dim
+        self.split_dim = dim // num_heads if config.split else dim
+        self.value_dim = max(1, round(config.value_ratio * dim / num_heads))
+        self.scale = key_dim**-0.5
+        self.cascade = config.cascade
+        self.window = window
+        widths = self.split_dim, 2 * key_dim + self.value_dim
+        self.qkvs = nn.ModuleList(ConvNorm(*widths, norm=config.norm) for _ in range(num_heads))
+        self.dws = nn.ModuleList(
+            ConvNorm(key_dim, key_dim, config.kernels[head], groups=key_dim, norm=config.norm)
+            for head in range(num_heads)
+        )
+        self.softmax = nn.Softmax(dim=-1)  # a module, so that a hook sees each head's map
+        self.proj = nn.Sequential(
+            ACTIVATIONS[config.activation](),
+            ConvNorm(num_heads * self.value_dim, dim, gain=0.0, norm=config.norm),
+        )
+        rows, columns = window
+        self.attention_biases = nn.Parameter(torch.zeros(num_heads, rows * columns))
+        token = torch.arange(rows * columns)
+        row, column = token // columns, token % columns
+        offset = (row[:, None] - row).abs() * columns + (column[:, None] - column).abs()
+        self.register_buffer("attention_bias_idxs", offset, persistent=False)  # [N, N]
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """x [B * windows, C, rows, columns]; padding [windows, N], True where a token is none."""
+        B, _, H, W = x.shape
+        bias = self.attention_biases[:, self.attention_bias_idxs]  # [h, N, N]
+        splits = x.split(self.split_dim, 1) * (1 if self.split_dim < x.shape[1] else self.num_heads)
+        outputs: list[Tensor] = []
+        for head, (qkv, dw) in enumerate(zip(self.qkvs, self.dws, strict=True)):
+            feature = splits[head]
+            if self.cascade and head > 0:
+                feature = feature + _fit_channels(outputs[-1], self.split_dim)
+            q, k, v = qkv(feature).split([self.key_dim, self.key_dim, self.value_dim], dim=1)
+            if padding is not None:  # a padded query must not reach real ones through its kernel
+                q = _fill_windows(q, padding.view(-1, 1, H, W), 0.0)
+            q, k, v = dw(q).flatten(2), k.flatten(2), v.flatten(2)  # [B, d, N]
+            logits = torch.baddbmm(bias[head], q.transpose(1, 2), k, alpha=self.scale)  # [B, N, N]
+            if padding is not None:
+                logits = _fill_windows(logits, padding[:, None], float("-inf"))
+            attention = self.softmax(logits)
+            outputs.append(torch.bmm(v, attention.transpose(1, 2)).view(B, -1, H, W))
+        return self.proj(torch.cat(outputs, 1))
+
+
+def _fit_channels(x: Tensor, channels: int) -> Tensor:
+    """Cut or zero-pad [B, C, H, W] to `channels`."""
+    surplus = channels - x.shape[1]
+    return F.pad(x, (0, 0, 0, 0, 0, surplus)) if surplus else x
+
+
+def _fill_windows(x: Tensor, where: Tensor, value: float) -> Tensor:
+    """Fill x [B * windows, …] where a [windows, …] mask is True."""
+    return x.unflatten(0, (-1, where.shape[0])).masked_fill(where, value).flatten(0, 1)
+
+
+class LocalWindowAttention(nn.Module):
+    """Attention within windows of at most `window_size` tokens a side; [B, C, H, W] -> same.
+
+    `map_size` is the feature map (rows, columns) the model is built for: where it is smaller
+    than the window, the window shrinks to it. Maps of other sizes are padded to whole windows.
+
+    Pitfall: the official code lets real tokens attend to that padding; `mask_padding=False`
+    does the same. At 224 pixels there is none.
+    """
+
+    def __init__(
+        self, dim: int, key_dim: int, num_heads: int, window_size: int,
+        map_size: tuple[int, int], config: EfficientViTConfig,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.window = min(window_size, map_size[0]), min(window_size, map_size[1])
+        self.mask_padding = config.mask_padding
+        self.attn = CascadedGroupAttention(dim, key_dim, num_heads, self.window, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        rows, columns = self.window
+        if (H, W) == self.window:
+            return self.attn(x)
+        below, right = -H % rows, -W % columns
+        padding = None
+        if below or right:
+            x = F.pad(x, (0, right, 0, below))
+            if self.mask_padding:
+                padding = x.new_ones(x.shape[2:], dtype=torch.bool)
+                padding[:H, :W] = False
+                padding = self._partition(padding[None, None]).flatten(1)  # [windows, N]
+        grid = x.shape[2] // rows, x.shape[3] // columns
+        x = self.attn(self._partition(x), padding)
+        x = x.view(B, *grid, C, rows, columns).permute(0, 3, 1, 4, 2, 5)
+        return x.reshape(B, C, grid[0] * rows, grid[1] * columns)[:, :, :H, :W]
+
+    def _partition(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B * windows, C, rows, columns]"""
+        (rows, columns), (B, C, H, W) = self.window, x.shape
+        x = x.reshape(B, C, H // rows, rows, W // columns, columns)
+        return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, C, rows, columns)
+
+
+def _ffn_layers(dim: int, drop: float, config: EfficientViTConfig, gain: float) -> list[nn.Module]:
+    """Token interaction (a depthwise convolution) and FFN, each residual."""
+    layers: list[nn.Module] = [
+        FFN(dim, round(dim * config.ffn_ratio), norm=config.norm, activation=config.activation)
+    ]
+    if config.token_interaction:
+        layers.insert(0, ConvNorm(dim, dim, 3, groups=dim, gain=gain, norm=config.norm))
+    return [Residual(layer, drop) for layer in layers]
+
+
+class EfficientViTBlock(nn.Sequential):
+    """(depthwise convolution + FFN) x N, one attention, (depthwise convolution + FFN) x N.
+
+    Paper: Section 3.1, Eq. 1 and Fig. 6 (b); N = 1 is the sandwich.
+    """
+
+    def __init__(
+        self, stage: int, map_size: tuple[int, int], drop: float, config: EfficientViTConfig
+    ) -> None:
+        super().__init__()
+        dim = config.embed_dim[stage]
+        before, after = config.ffns
+        for i in range(before + after + 1):
+            if i == before:
+                attention = LocalWindowAttention(
+                    dim, config.key_dim[stage], config.num_heads[stage],
+                    config.window_size[stage], map_size, config,
+                )  # fmt: skip
+                self.add_module("mixer", Residual(attention, drop))
+                continue
+            *interaction, ffn = _ffn_layers(dim, drop, config, gain=0.0)
+            index = i - (i > before)
+            for layer in interaction:
+                self.add_module(f"dw{index}", layer)
+            self.add_module(f"ffn{index}", ffn)
+
+
+class PatchMerging(nn.Module):
+    """Inverted residual with squeeze-excite that halves the map; [B, C, H, W] -> [B, C', H/2, W/2].
+
+    Paper: Section 3.2, "EfficientViT subsample block".
+    """
+
+    def __init__(self, dim: int, out_dim: int, config: EfficientViTConfig) -> None:
+        super().__init__()
+        hidden = 4 * dim
+        self.conv1 = ConvNorm(dim, hidden, norm=config.norm)
+        self.act = ACTIVATIONS[config.activation]()
+        self.conv2 = ConvNorm(hidden, hidden, 3, stride=2, groups=hidden, norm=config.norm)
+        self.act2 = ACTIVATIONS[config.activation]()
+        self.se = SqueezeExcite(hidden, 0.25)
+        self.conv3 = ConvNorm(hidden, out_dim, norm=config.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv3(self.se(self.act2(self.conv2(self.act(self.conv1(x))))))
+
+
+class EfficientViTStage(nn.Module):
+    """Subsampling between two FFNs (not in the first stage), then the blocks."""
+
+    def __init__(
+        self, stage: int, map_size: tuple[int, int], drops: Sequence[float],
+        config: EfficientViTConfig,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.downsample: nn.Module = nn.Identity()
+        if stage > 0:
+            dim, out_dim = config.embed_dim[stage - 1 : stage + 1]
+            parts = {
+                "res1": nn.Sequential(*_ffn_layers(dim, drops[0], config, gain=1.0)),
+                "patchmerge": PatchMerging(dim, out_dim, config),
+                "res2": nn.Sequential(*_ffn_layers(out_dim, drops[0], config, gain=1.0)),
+            }
+            self.downsample = nn.Sequential(OrderedDict(parts))
+        self.blocks = nn.Sequential(
+            *(EfficientViTBlock(stage, map_size, drop, config) for drop in drops)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.downsample(x))
+
+
+class EfficientViT(nn.Module):
+    """The whole network: [B, in_chans, H, W] images -> [B, num_classes] logits.
+
+    Takes images of any size; `config.img_size` only decides how far windows shrink on small
+    maps, and with it the size of the attention-bias tables.
+
+    Raises ValueError where the images' channels or size do not fit.
+
+    Paper: Section 3, Table 1. timm's model contract: `forward_features`, `forward_head`,
+    `feature_info`, `no_weight_decay`, `get_classifier`, `reset_classifier`,
+    `set_grad_checkpointing`.
+    """
+
+    def __init__(self, config: EfficientViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.grad_checkpointing = False
+        self.patch_embed = self._stem(config)
+        total = sum(config.depth)
+        rates = [config.drop_path_rate * i / max(1, total - 1) for i in range(total)]
+        stages, self.feature_info = [], []
+        for stage, depth in enumerate(config.depth):
+            reduction = config.patch_size * 2**stage
+            map_size = tuple(-(-side // reduction) for side in config.img_size)
+            drops, rates = rates[:depth], rates[depth:]
+            stages.append(EfficientViTStage(stage, map_size, drops, config))
+            self.feature_info.append(
+                {
+                    "num_chs": config.embed_dim[stage],
+                    "reduction": reduction,
+                    "module": f"stages.{stage}",
+                }
+            )
+        self.stages = nn.Sequential(*stages)
+        self.num_features = self.head_hidden_size = config.embed_dim[-1]
+        self.reset_classifier(config.num_classes)
+
+    @staticmethod
+    def _stem(config: EfficientViTConfig) -> nn.Sequential:
+        """Overlapping patch embedding: four 3 x 3 convolutions, activations between."""
+        dim = config.embed_dim[0]
+        widths = (config.in_chans, dim // 8, dim // 4, dim // 2, dim)
+        stem = nn.Sequential()
+        for i, stride in enumerate(STEM_STRIDES[config.patch_size], start=1):
+            conv = ConvNorm(widths[i - 1], widths[i], 3, stride=stride, norm=config.norm)
+            stem.add_module(f"conv{i}", conv)
+            if i < 4:
+                stem.add_module(f"relu{i}", ACTIVATIONS[config.activation]())
+        return stem
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.num_classes
+
+    def no_weight_decay(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if "attention_biases" in name}
+
+    def get_classifier(self) -> nn.Module:
+        return self.head.linear if self.num_classes else self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        if global_pool not in (None, "avg"):
+            raise ValueError(f"global_pool: expected 'avg', got {global_pool!r}")
+        self.config = replace(self.config, num_classes=num_classes)
+        like = self.patch_embed.conv1.conv.weight
+        head = (
+            NormLinear(self.num_features, num_classes, norm=self.config.norm)
+            if num_classes
+            else nn.Identity()
+        )
+        self.head = head.to(like.device, like.dtype).train(self.training)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass.
+
+        Pitfall: BatchNorm's running statistics then move twice per step.
+        """
+        self.grad_checkpointing = enable
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """[B, in_chans, H, W] -> [B, C, H', W'], a quarter of the patch grid's sides."""
+        if x.ndim != 4 or x.shape[1] != self.config.in_chans:
+            raise ValueError(
+                f"images: expected [B, {self.config.in_chans}, H, W], got {list(x.shape)}"
+            )
+        if min(x.shape[2:]) < self.config.patch_size:
+            raise ValueError(
+                f"images: expected sides of at least {self.config.patch_size} pixels, "
+                f"got {list(x.shape[2:])}"
+            )
+        x = self.patch_embed(x)
+        for stage in self.stages:
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                if self.grad_checkpointing and self.training:
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    x = block(x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = x.mean((2, 3))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))

@@ -1,0 +1,123 @@
+"""Models by name, and weights from anywhere into them."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from evitlab.models.efficientvit import VARIANTS, EfficientViT
+
+# 32- and 64-pixel images: finer patches, and windows as large as the 8 x 8 map they give.
+SMALL_IMAGE_VARIANTS = {
+    f"{name}_p{patch}": replace(config, patch_size=patch, window_size=(8, 8, 8))
+    for name, config in VARIANTS.items()
+    for patch in (4, 8)
+}
+MODELS = {**VARIANTS, **SMALL_IMAGE_VARIANTS}
+_FIXED = ("img_size", "num_classes", "in_chans")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did, by state-dict key of the model.
+
+    Attributes:
+        layout: "official", "timm" or "evitlab" (timm's names, our metadata).
+        loaded: keys that were copied.
+        resized: attention-bias tables that were interpolated to another window.
+        missing: keys of the model that the source lacks.
+        unexpected: keys of the source that the model lacks.
+    """
+
+    layout: str
+    loaded: tuple[str, ...]
+    resized: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that `create_model` knows, filtered with shell wildcards."""
+    return [name for name in MODELS if fnmatch(name, pattern)]
+
+
+def small_image_name(name: str, img_size: tuple[int, int]) -> str:
+    """The variant of an EfficientViT that keeps at least 8 x 8 tokens on small images."""
+    if name not in VARIANTS or min(img_size) >= 128:
+        return name
+    return f"{name}_p{8 if min(img_size) >= 64 else 4}"
+
+
+def create_model(
+    name: str,
+    *,
+    img_size: int | tuple[int, int] = 224,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    **overrides: Any,
+) -> EfficientViT:
+    """Build a model by name.
+
+    Args:
+        name: one of `list_models()`.
+        img_size: int or (height, width) in pixels; the model takes other sizes too.
+        num_classes: 0 leaves the classifier out.
+        in_chans: image channels.
+        weights: None, a path, a state dict, "timm" for the hub's ImageNet weights, or a name in
+            data/checkpoints.
+        overrides: fields of `EfficientViTConfig`, such as `patch_size=4` or `cascade=False`.
+
+    Raises:
+        ValueError: unknown name or override, or a value that does not fit, with what was
+            expected.
+
+    Paper: Table 1.
+    """
+    if name not in MODELS:
+        raise ValueError(f"name: expected a model of list_models(), got {name!r}{_hint(name, MODELS)}")
+    known = [field.name for field in fields(MODELS[name]) if field.name not in _FIXED]
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"{key}: unknown override{_hint(key, known)}; known: {', '.join(known)}")
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    config = replace(
+        MODELS[name],
+        img_size=size,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        **{key: tuple(v) if isinstance(v, list) else v for key, v in overrides.items()},
+    )
+    model = EfficientViT(config)
+    model.pretrained_cfg = {
+        "architecture": name,
+        "input_size": (in_chans, *size),
+        "num_classes": num_classes,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "classifier": "head.linear",
+        "first_conv": "patch_embed.conv1.conv",
+    }
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def _hint(given: str, known: Any) -> str:
+    close = get_close_matches(given, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and standard deviation that the model expects; ImageNet's if it says none."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return (
+        tuple(cfg.get("mean") or IMAGENET_DEFAULT_MEAN),
+        tuple(cfg.get("std") or IMAGENET_DEFAULT_STD),
+    )

@@ -1,0 +1,72 @@
+"""Checkpoints and final weights of a run: written whole or not at all, read without running code."""
+
+import io
+import json
+import os
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as serialize
+from torch import nn
+
+from evitlab.models.efficientvit import EfficientViT
+from evitlab.records import write_atomically
+
+FORMAT = 1
+
+
+def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write tensors and plain values with `torch.save`, atomically.
+
+    Raises OSError where the folder cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    return write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, onto the CPU.
+
+    Raises ValueError where the file is truncated, holds code, or is no checkpoint of a run.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected a checkpoint of format {FORMAT} of this library")
+    return state
+
+
+def save_weights(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    class_names: tuple[str, ...] = (),
+    half: bool = False,
+) -> Path:
+    """Write a state dict as safetensors, with what it takes to rebuild the model.
+
+    Args:
+        model: from `create_model` or timm.
+        path: target; written atomically.
+        class_names: kept beside the weights.
+        half: store floating-point tensors as float16.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    tensors = {
+        key: (value.half() if half and value.is_floating_point() else value).cpu().contiguous()
+        for key, value in model.state_dict().items()
+    }
+    cfg = dict(getattr(model, "pretrained_cfg", None) or {})
+    config = asdict(model.config) if isinstance(model, EfficientViT) else {}
+    card = {**cfg, "config": config, "class_names": class_names}
+    data = serialize(tensors, metadata={"evitlab": json.dumps(card)})
+    return write_atomically(path, data)

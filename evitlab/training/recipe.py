@@ -1,0 +1,143 @@
+"""Training recipes: every hyperparameter of a run in one frozen record."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Hyperparameters of one training run, optimisation first, then augmentation.
+
+    Raises ValueError where a value is outside its range, naming the field.
+    """
+
+    epochs: int  # of the cosine; `cooldown_epochs` follow at `min_lr`
+    batch_size: int
+    lr: float  # peak, for `lr_batch` images a step
+    lr_batch: int | None = None  # peak = lr * batch_size / lr_batch; None: lr as it is
+    min_lr: float = 1e-5
+    warmup_lr: float = 1e-6
+    warmup_epochs: float = 0
+    cooldown_epochs: int = 0
+    weight_decay: float = 0.025  # not on biases, norms and attention biases
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: Literal["none", "norm", "agc"] = "none"  # agc: adaptive, the classifier exempt
+    clip_grad: float = 1.0
+    ema_decay: float = 0.0  # 0: no moving average of the weights
+    repeats: int = 1  # repeated augmentation: views of an image within one epoch
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU
+    compile: bool = False  # torch.compile: minutes of start-up, then faster steps
+    validate_every: int = 1  # epochs
+    seed: int = 0
+    # augmentation: read by training.augment.Augment
+    crop: Literal["none", "pad", "resized"] = "none"
+    crop_padding: int = 4
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: float = 0.5
+    color_jitter: float = 0.0
+    randaugment_ops: int = 0
+    randaugment_magnitude: float = 9.0
+    randaugment_std: float = 0.5
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    mix_prob: float = 1.0
+    switch_prob: float = 0.5
+    random_erasing: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "repeats", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr: expected a positive number, got {self.lr}")
+        for name in ("warmup_epochs", "cooldown_epochs", "weight_decay", "min_lr", "warmup_lr"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        for name in ("ema_decay", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 0 to below 1, got {getattr(self, name)}")
+        for name, allowed in (
+            ("clip", ("none", "norm", "agc")),
+            ("precision", ("auto", "float32", "bfloat16")),
+            ("crop", ("none", "pad", "resized")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
+
+    @property
+    def peak_lr(self) -> float:
+        return self.lr * self.batch_size / self.lr_batch if self.lr_batch else self.lr
+
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs + self.cooldown_epochs
+
+    def learning_rate(self, epoch: float) -> float:
+        """The rate at a point of the run, counted in epochs (2.5: half of the third is done).
+
+        Linear warm-up, then the cosine of the whole run (its warm-up part is skipped, as in
+        timm's scheduler), then `min_lr`.
+        """
+        if epoch < self.warmup_epochs:
+            return self.warmup_lr + (self.peak_lr - self.warmup_lr) * epoch / self.warmup_epochs
+        if epoch >= self.epochs:
+            return self.min_lr
+        cosine = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        return self.min_lr + (self.peak_lr - self.min_lr) * cosine
+
+
+RECIPES = {
+    # Seconds: does everything run? Used by tests and notebooks.
+    "smoke": Recipe(epochs=2, batch_size=64, lr=2e-3, crop="pad", warmup_epochs=0.2),
+    # CIFAR-sized images on two CPU cores: short runs underfit, so augmentation stays light.
+    "cifar": Recipe(
+        epochs=16,
+        batch_size=128,
+        lr=2e-3,
+        warmup_epochs=1,
+        weight_decay=0.05,
+        clip="norm",
+        crop="pad",
+        label_smoothing=0.1,
+        validate_every=2,
+    ),
+    # The authors' answer on fine-tuning (microsoft/Cream issue 172): 300 epochs, batch 256,
+    # lr 1e-3, weight decay 1e-8; fewer epochs here, since most users have a small folder.
+    "finetune": Recipe(
+        epochs=30,
+        batch_size=256,
+        lr=1e-3,
+        warmup_epochs=2,
+        weight_decay=1e-8,
+        clip="agc",
+        clip_grad=0.02,
+        crop="resized",
+        crop_scale=(0.35, 1.0),
+        label_smoothing=0.1,
+        random_erasing=0.25,
+    ),
+    # Section 4.1 and the official defaults; data/paper/recipe.json holds them field by field.
+    "imagenet": Recipe(
+        epochs=300,
+        batch_size=2048,
+        lr=1e-3,
+        lr_batch=512,
+        warmup_epochs=5,
+        cooldown_epochs=10,
+        weight_decay=0.025,
+        clip="agc",
+        clip_grad=0.02,
+        ema_decay=0.99996,
+        repeats=3,
+        crop="resized",
+        color_jitter=0.4,
+        randaugment_ops=2,
+        mixup_alpha=0.8,
+        cutmix_alpha=1.0,
+        random_erasing=0.25,
+        label_smoothing=0.1,
+    ),
+}
