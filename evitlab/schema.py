@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def encode(value: Any, where: str) -> Any:
-    """A value as JSON has it: dataclasses as objects, tuples as lists, NumPy scalars as numbers."""
+    """A value as JSON has it: dataclasses as objects, tuples as lists, array scalars as numbers."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: encode(getattr(value, field.name), f"{where}.{field.name}")
@@ -25,7 +25,7 @@ def encode(value: Any, where: str) -> Any:
         return {key: encode(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if hasattr(value, "item") and getattr(value, "size", 1) == 1:
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # NumPy's and torch's scalars
         return value.item()
     return value
 

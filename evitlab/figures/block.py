@@ -54,7 +54,8 @@ def fig6_block(trace: BlockTrace) -> Figure:
     inside = ("split", "qkv", "head", "concat", "act", "proj")
     attention = [node for node in trace.nodes if node.head is not None or node.kind in inside]
     block = [node for node in trace.nodes if node not in row and node not in attention]
-    for part, nodes in (("model", row), ("block", block), ("attention", attention)):
+    heads = [node for node in attention if node.head is not None]
+    for part, nodes in (("model", row), ("block", block), ("attention's heads", heads)):
         if not nodes:
             raise ValueError(f"trace: expected nodes of the {part}, got none")
 
@@ -168,7 +169,7 @@ def _draw_attention(axes: Axes, nodes: list[BlockNode]) -> None:
     else:  # every head reads the whole input: one wire to all
         bar = Box(centre, top - 0.2, top - 0.2, right - left)
 
-    pitch = (right - left) / max(len(heads), 1)
+    pitch = (right - left) / len(heads)
     centres = {head: left + (i + 0.5) * pitch for i, head in enumerate(heads)}
     if split is None:
         polyline(axes, [(centre, top), (centre, bar.bottom)])

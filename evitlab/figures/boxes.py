@@ -90,6 +90,8 @@ def draw_box(
     together = ", ".join(_cost(node))
     if len(costs) > 1 and fitting_size(together, box.width, 6.8) >= _SMALLEST:
         costs = [(together, 6.8, "normal", MUTED)]
+    if any(fitting_size(part, box.width, 6.8) < _SMALLEST for part, *_ in costs):
+        costs = []
     room = int((height - 0.05) / (_SMALLEST * 1.15 / 72))
     if len(lines) + len(costs) <= room:
         lines += costs

@@ -30,7 +30,7 @@ def place_labels(
     """Label every point where there is room; limits and scales of the axes must already be final.
 
     Each label takes the cheapest of some sixty places around its point, most crowded points first;
-    two more rounds let each label move once the others are known.
+    three more rounds let each label move once the others are known.
 
     Args:
         avoid: [n, 2] further data points (along lines) that labels should not cover.
@@ -65,7 +65,7 @@ def place_labels(
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
     order = np.argsort(-np.exp(-distance / 60).sum(1), kind="stable")
     boxes: dict[int, Bbox] = {}
-    for _ in range(3):
+    for _ in range(4):
         for i in order:
             others = [box for j, box in boxes.items() if j != i]
             candidates = [
@@ -119,7 +119,7 @@ def _cost(
     for other in others:
         if padded.overlaps(other):
             cost += 500.0
-    for obstacles, padding, price in ((points, 5.0, 300.0), (lines, 1.0, 12.0)):
+    for obstacles, padding, price in ((points, 7.0, 300.0), (lines, 1.0, 12.0)):
         inside = (
             (obstacles[:, 0] > box.x0 - padding)
             & (obstacles[:, 0] < box.x1 + padding)
