@@ -1,0 +1,60 @@
+"""Rebuild, measure and extend the findings of EfficientViT (Microsoft, CVPR 2023)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from evitlab.analysis.structure import trace_block
+from evitlab.datasets import Dataset, default_dataset_name, open_dataset, photograph
+from evitlab.findings import Finding, conclude
+from evitlab.models.cost import count_macs, count_params
+from evitlab.models.weights import LoadReport, load_weights
+from evitlab.models.zoo import create_model, list_models, load_model
+from evitlab.records import Accuracy, TrainingRecord, environment_card
+from evitlab.training.checkpoint import save_weights
+from evitlab.training.loop import evaluate, train
+from evitlab.training.recipe import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    from evitlab import figures, paper
+    from evitlab.report import Report, reproduce
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Accuracy",
+    "Dataset",
+    "Finding",
+    "LoadReport",
+    "RECIPES",
+    "Recipe",
+    "Report",
+    "TrainingRecord",
+    "conclude",
+    "count_macs",
+    "count_params",
+    "create_model",
+    "default_dataset_name",
+    "environment_card",
+    "evaluate",
+    "figures",
+    "list_models",
+    "load_model",
+    "load_weights",
+    "open_dataset",
+    "paper",
+    "photograph",
+    "reproduce",
+    "save_weights",
+    "trace_block",
+    "train",
+]
+
+# Drawing and notebooks bring large libraries along, so they load on first use.
+_ON_FIRST_USE = {"figures": "", "paper": "", "Report": "report", "reproduce": "report"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'evitlab' has no attribute {name!r}")
+    module = import_module(f"evitlab.{_ON_FIRST_USE[name] or name}")
+    return getattr(module, name) if _ON_FIRST_USE[name] else module

@@ -9,86 +9,17 @@ state dicts differ from timm's in nothing and from the official ones by a renami
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d, SqueezeExcite, trunc_normal_
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-STEM_STRIDES = {16: (2, 2, 2, 2), 8: (1, 2, 2, 2), 4: (1, 1, 2, 2)}
+from evitlab.models.config import STEM_STRIDES, EfficientViTConfig
+
 ACTIVATIONS = {"relu": nn.ReLU, "hardswish": nn.Hardswish}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EfficientViTConfig:
-    """Everything that defines one EfficientViT; the ablations of Table 6 and Fig. 7 are fields.
-
-    Per-stage tuples hold three values. `ffns` counts the FFNs before and after each attention:
-    (1, 1) is the sandwich, (0, 1) the order of a Swin block, (N, N) the paper's N.
-    `value_ratio` scales V's width per head relative to the head's split (Fig. 7, right).
-    """
-
-    embed_dim: tuple[int, int, int]
-    depth: tuple[int, int, int]
-    num_heads: tuple[int, int, int]
-    kernels: tuple[int, ...]  # query kernel of head 1, 2, …
-    window_size: tuple[int, int, int] = (7, 7, 7)
-    key_dim: tuple[int, int, int] = (16, 16, 16)
-    img_size: tuple[int, int] = (224, 224)
-    patch_size: int = 16
-    in_chans: int = 3
-    num_classes: int = 1000
-    ffn_ratio: float = 2.0
-    ffns: tuple[int, int] = (1, 1)
-    value_ratio: float = 1.0
-    split: bool = True  # each head sees its own split of the channels, not all of them
-    cascade: bool = True  # head j's output is added to the input of head j + 1
-    token_interaction: bool = True  # depthwise convolution before each FFN
-    norm: Literal["batch", "layer"] = "batch"
-    activation: Literal["relu", "hardswish"] = "relu"
-    drop_path_rate: float = 0.0  # of the last block; rises linearly from 0 at the first
-    mask_padding: bool = True  # False: attend to window padding, as the official code does
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("patch_size", tuple(STEM_STRIDES)),
-            ("norm", ("batch", "layer")),
-            ("activation", tuple(ACTIVATIONS)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("embed_dim", "depth", "num_heads", "window_size", "key_dim"):
-            value = getattr(self, name)
-            if len(value) != 3 or min(value) < 1:
-                raise ValueError(f"{name}: expected three positive integers, got {value}")
-        if min(self.img_size) < self.patch_size:
-            smaller = [p for p in STEM_STRIDES if p <= min(self.img_size)]
-            hint = f"; patch_size={max(smaller)} would fit" if smaller else ""
-            raise ValueError(
-                f"img_size: expected both sides of at least patch_size={self.patch_size} pixels, "
-                f"got {self.img_size}{hint}"
-            )
-        if self.in_chans < 1 or self.num_classes < 0:
-            raise ValueError(
-                "in_chans and num_classes: expected at least 1 channel and 0 classes, "
-                f"got {self.in_chans} and {self.num_classes}"
-            )
-        if len(self.kernels) < max(self.num_heads) or any(k % 2 == 0 for k in self.kernels):
-            raise ValueError(
-                f"kernels: expected an odd kernel for each of {max(self.num_heads)} heads, "
-                f"got {self.kernels}"
-            )
-        if any(c % h for c, h in zip(self.embed_dim, self.num_heads, strict=True)):
-            raise ValueError(
-                f"num_heads: expected divisors of embed_dim {self.embed_dim}, got {self.num_heads}"
-            )
-        if self.cascade and not self.split:
-            raise ValueError("cascade: expected False where split is False, got True")
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate: expected 0 to below 1, got {self.drop_path_rate}")
 
 
 # Table 1, in the paper's order; kernels from the official build file.
@@ -111,20 +42,12 @@ class ConvNorm(nn.Sequential):
     """Convolution without bias, then normalisation; `gain` is the norm's initial weight."""
 
     def __init__(
-        self,
-        in_chs: int,
-        out_chs: int,
-        kernel: int = 1,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        gain: float = 1.0,
-        norm: str = "batch",
-    ) -> None:
+        self, in_chs: int, out_chs: int, kernel: int = 1, *, stride: int = 1, groups: int = 1,
+        gain: float = 1.0, norm: str = "batch",
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False
-        )
+        pad = kernel // 2
+        self.conv = nn.Conv2d(in_chs, out_chs, kernel, stride, pad, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out_chs) if norm == "batch" else LayerNorm2d(out_chs)
         nn.init.constant_(self.bn.weight, gain)
 
@@ -359,12 +282,15 @@ class EfficientViTStage(nn.Module):
                 "res2": nn.Sequential(*_ffn_layers(out_dim, drops[0], config, gain=1.0)),
             }
             self.downsample = nn.Sequential(OrderedDict(parts))
-        self.blocks = nn.Sequential(
-            *(EfficientViTBlock(stage, map_size, drop, config) for drop in drops)
-        )
+        blocks = (EfficientViTBlock(stage, map_size, drop, config) for drop in drops)
+        self.blocks = nn.Sequential(*blocks)
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.downsample(x))
+        x = self.downsample(x)
+        if self.grad_checkpointing and self.training:
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
 
 
 class EfficientViT(nn.Module):
@@ -383,7 +309,6 @@ class EfficientViT(nn.Module):
     def __init__(self, config: EfficientViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.grad_checkpointing = False
         self.patch_embed = self._stem(config)
         total = sum(config.depth)
         rates = [config.drop_path_rate * i / max(1, total - 1) for i in range(total)]
@@ -393,13 +318,8 @@ class EfficientViT(nn.Module):
             map_size = tuple(-(-side // reduction) for side in config.img_size)
             drops, rates = rates[:depth], rates[depth:]
             stages.append(EfficientViTStage(stage, map_size, drops, config))
-            self.feature_info.append(
-                {
-                    "num_chs": config.embed_dim[stage],
-                    "reduction": reduction,
-                    "module": f"stages.{stage}",
-                }
-            )
+            info = dict(num_chs=config.embed_dim[stage], reduction=reduction)
+            self.feature_info.append({**info, "module": f"stages.{stage}"})
         self.stages = nn.Sequential(*stages)
         self.num_features = self.head_hidden_size = config.embed_dim[-1]
         self.reset_classifier(config.num_classes)
@@ -432,11 +352,8 @@ class EfficientViT(nn.Module):
             raise ValueError(f"global_pool: expected 'avg', got {global_pool!r}")
         self.config = replace(self.config, num_classes=num_classes)
         like = self.patch_embed.conv1.conv.weight
-        head = (
-            NormLinear(self.num_features, num_classes, norm=self.config.norm)
-            if num_classes
-            else nn.Identity()
-        )
+        width, norm = self.num_features, self.config.norm
+        head = NormLinear(width, num_classes, norm=norm) if num_classes else nn.Identity()
         self.head = head.to(like.device, like.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -444,28 +361,18 @@ class EfficientViT(nn.Module):
 
         Pitfall: BatchNorm's running statistics then move twice per step.
         """
-        self.grad_checkpointing = enable
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] -> [B, C, H', W'], a quarter of the patch grid's sides."""
         if x.ndim != 4 or x.shape[1] != self.config.in_chans:
-            raise ValueError(
-                f"images: expected [B, {self.config.in_chans}, H, W], got {list(x.shape)}"
-            )
+            wanted = f"[B, {self.config.in_chans}, H, W]"
+            raise ValueError(f"images: expected {wanted}, got {list(x.shape)}")
         if min(x.shape[2:]) < self.config.patch_size:
-            raise ValueError(
-                f"images: expected sides of at least {self.config.patch_size} pixels, "
-                f"got {list(x.shape[2:])}"
-            )
-        x = self.patch_embed(x)
-        for stage in self.stages:
-            x = stage.downsample(x)
-            for block in stage.blocks:
-                if self.grad_checkpointing and self.training:
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
-        return x
+            least = self.config.patch_size
+            raise ValueError(f"images: expected sides of at least {least}, got {list(x.shape[2:])}")
+        return self.stages(self.patch_embed(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = x.mean((2, 3))

@@ -2,16 +2,16 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from evitlab.models.efficientvit import VARIANTS, EfficientViT
+from evitlab.models.weights import load_weights, read_card
 
 # 32- and 64-pixel images: finer patches, and windows as large as the 8 x 8 map they give.
 SMALL_IMAGE_VARIANTS = {
@@ -21,25 +21,6 @@ SMALL_IMAGE_VARIANTS = {
 }
 MODELS = {**VARIANTS, **SMALL_IMAGE_VARIANTS}
 _FIXED = ("img_size", "num_classes", "in_chans")
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What `load_weights` did, by state-dict key of the model.
-
-    Attributes:
-        layout: "official", "timm" or "evitlab" (timm's names, our metadata).
-        loaded: keys that were copied.
-        resized: attention-bias tables that were interpolated to another window.
-        missing: keys of the model that the source lacks.
-        unexpected: keys of the source that the model lacks.
-    """
-
-    layout: str
-    loaded: tuple[str, ...]
-    resized: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -81,11 +62,13 @@ def create_model(
     Paper: Table 1.
     """
     if name not in MODELS:
-        raise ValueError(f"name: expected a model of list_models(), got {name!r}{_hint(name, MODELS)}")
+        hint = _hint(name, MODELS)
+        raise ValueError(f"name: expected a model of list_models(), got {name!r}{hint}")
     known = [field.name for field in fields(MODELS[name]) if field.name not in _FIXED]
     for key in overrides:
         if key not in known:
-            raise ValueError(f"{key}: unknown override{_hint(key, known)}; known: {', '.join(known)}")
+            hint = _hint(key, known)
+            raise ValueError(f"{key}: unknown override{hint}; known: {', '.join(known)}")
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     config = replace(
         MODELS[name],
@@ -109,13 +92,33 @@ def create_model(
     return model
 
 
+def load_model(path: str | os.PathLike[str]) -> EfficientViT:
+    """Rebuild a model from weights that `save_weights` or `train` wrote, in evaluation mode.
+
+    Args:
+        path: a .safetensors file, a training run's folder, or a name in data/checkpoints.
+
+    Returns:
+        The model, with `class_names` as an attribute.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: not a file of this library, or damaged.
+    """
+    card = read_card(path)
+    config = {key: tuple(v) if isinstance(v, list) else v for key, v in card["config"].items()}
+    model = create_model(card["architecture"], **config, weights=path).eval()
+    model.class_names = tuple(card["class_names"])
+    return model
+
+
 def _hint(given: str, known: Any) -> str:
     close = get_close_matches(given, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel mean and standard deviation that the model expects; ImageNet's if it says none."""
+    """Per-channel mean and standard deviation a model expects; ImageNet's if it says none."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return (
         tuple(cfg.get("mean") or IMAGENET_DEFAULT_MEAN),

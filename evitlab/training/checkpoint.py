@@ -1,4 +1,4 @@
-"""Checkpoints and final weights of a run: written whole or not at all, read without running code."""
+"""Checkpoints and final weights: written whole or not at all, read without running code."""
 
 import io
 import json

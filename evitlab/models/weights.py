@@ -1,0 +1,222 @@
+"""Weights from the official files, timm, the hub or our own safetensors into a model."""
+
+import json
+import math
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from evitlab.resources import data_dir
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did, by state-dict key of the model.
+
+    Attributes:
+        layout: "official" where names had to be mapped, else "timm".
+        loaded: keys that were copied, resized ones included.
+        resized: attention-bias tables that were interpolated to another window.
+        missing: keys of the model that the source lacks.
+        unexpected: keys of the source that the model lacks.
+        mismatched: keys in both, of another shape; left as they were in the model.
+    """
+
+    layout: str
+    loaded: tuple[str, ...]
+    resized: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+
+def load_weights(
+    model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Tensor], *, strict: bool = True
+) -> LoadReport:
+    """Copy weights into a model; nothing is copied when an error is raised.
+
+    Args:
+        model: from `create_model`, or any module whose names the source uses.
+        source: a path (.pth, .pt, .safetensors), a state dict, "timm" for the hub's ImageNet
+            weights of this model, or a name in data/checkpoints.
+        strict: False accepts missing and unexpected keys, and leaves tensors of another shape
+            (a classifier of another class count) as they are.
+
+    Raises:
+        ValueError: a file that is truncated, needs code to be unpickled or holds no state dict;
+            with `strict`, keys or shapes that differ.
+        FileNotFoundError: no such file, checkpoint or hub model.
+    """
+    tensors = _read(model, source)
+    official = any(re.match(r"blocks\d\.|patch_embed\.\d", key) for key in tensors)
+    if official:
+        tensors = {_timm_name(key): value for key, value in tensors.items()}
+    windows = {
+        f"{name}.attention_biases": module.window
+        for name, module in model.named_modules()
+        if hasattr(module, "attention_biases") and hasattr(module, "window")
+    }
+    target = model.state_dict()
+    copies: dict[str, Tensor] = {}
+    resized, mismatched = [], []
+    for key in target.keys() & tensors.keys():
+        value, shape = tensors[key], target[key].shape
+        if value.ndim == 2 and shape[2:] == (1, 1):  # official files keep 1x1 kernels as matrices
+            value = value[:, :, None, None]
+        if key in windows and value.shape != shape and value.shape[:1] == shape[:1]:
+            value = resize_bias_table(value, windows[key])
+            resized.append(key)
+        if value.shape == shape:
+            copies[key] = value
+        else:
+            mismatched.append(key)
+    report = LoadReport(
+        layout="official" if official else "timm",
+        loaded=tuple(key for key in target if key in copies),
+        resized=tuple(sorted(resized)),
+        missing=tuple(key for key in target if key not in tensors),
+        unexpected=tuple(sorted(tensors.keys() - target.keys())),
+        mismatched=tuple(sorted(mismatched)),
+    )
+    if strict and (report.missing or report.unexpected or report.mismatched):
+        raise ValueError(f"source: does not fit the model: {_differences(report, target, tensors)}")
+    if not copies:
+        raise ValueError("source: expected a state dict of this model, got none of its keys")
+    with torch.no_grad():
+        for key, value in copies.items():
+            target[key].copy_(value)
+    return report
+
+
+def resize_bias_table(table: Tensor, window: tuple[int, int]) -> Tensor:
+    """Interpolate attention biases [h, rows * columns] of a square window to another window.
+
+    Bicubic with antialiasing, as timm does.
+
+    Raises ValueError where the table is not a square window's.
+    """
+    side = math.isqrt(table.shape[1])
+    if side * side != table.shape[1]:
+        raise ValueError(
+            f"attention_biases: expected the table of a square window, got {table.shape[1]} "
+            "offsets; build the model at the image size of these weights"
+        )
+    grid = table.float().view(1, table.shape[0], side, side)
+    grid = F.interpolate(grid, size=window, mode="bicubic", antialias=True, align_corners=False)
+    return grid.view(table.shape[0], -1).to(table.dtype)
+
+
+def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save_weights` wrote beside the tensors: architecture, config, classes, normalisation.
+
+    Raises:
+        FileNotFoundError: no such file or checkpoint name.
+        ValueError: not a safetensors file of this library.
+    """
+    file = find_checkpoint(path)
+    try:
+        with safe_open(file, "pt") as tensors:
+            card = json.loads((tensors.metadata() or {})["evitlab"])
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path}: expected safetensors written by evitlab, with the model's card ({error})"
+        ) from error
+    return card
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """A weights file from its path, a training run's folder, or a name in data/checkpoints."""
+    given = Path(path)
+    shipped = data_dir() / "checkpoints" / f"{given.name}.safetensors"
+    for file in (given, given / "model.safetensors", shipped):
+        if file.is_file():
+            return file
+    names = sorted(file.stem for file in shipped.parent.glob("*.safetensors"))
+    raise FileNotFoundError(
+        f"{path}: expected a weights file, a run's folder, or one of {', '.join(names) or 'no'} "
+        "checkpoints; found nothing there"
+    )
+
+
+def _read(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> dict:
+    if isinstance(source, Mapping):
+        state: Any = source
+    elif source == "timm":
+        state = _from_hub(model)
+    else:
+        state = _read_file(find_checkpoint(source))
+    for key in ("model", "state_dict"):  # the official and timm's training checkpoints nest it
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"source: expected a state dict of tensors, got {type(state).__name__}")
+    # Index tables and cached biases follow from the window; they are not weights.
+    derived = ("attention_bias_idxs", ".ab")
+    return {key: value for key, value in state.items() if not key.endswith(derived)}
+
+
+def _read_file(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as tensors:
+                return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(f"{path}: truncated or not a weights file ({reason})") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: needs code to be unpickled, which is refused; save its state dict alone"
+        ) from error
+
+
+def _from_hub(model: nn.Module) -> Any:
+    from timm.models import load_state_dict_from_hf
+
+    name = model.pretrained_cfg["architecture"].partition("_p")[0]
+    repository = f"timm/{name}.r224_in1k"
+    try:
+        return load_state_dict_from_hf(repository)
+    except Exception as error:  # the hub's client raises a dozen types for "not reachable"
+        raise FileNotFoundError(
+            f"weights='timm': {repository} is not in the local cache and cannot be fetched "
+            f"({type(error).__name__}); download it and pass its path"
+        ) from error
+
+
+def _timm_name(key: str) -> str:
+    """Official name -> timm's: patch_embed.2.c.weight -> patch_embed.conv2.conv.weight."""
+    key = re.sub(r"\.c\.", ".conv.", key)
+    key = re.sub(r"^(head|head_dist)\.l\.", r"\1.linear.", key)
+    stem = re.match(r"patch_embed\.(\d+)\.(.*)", key)
+    if stem:
+        return f"patch_embed.conv{int(stem[1]) // 2 + 1}.{stem[2]}"
+    block = re.match(r"blocks(\d)\.(\d+)\.(.*)", key)
+    if not block:
+        return key
+    stage, index, rest = int(block[1]) - 1, int(block[2]), block[3]
+    # Later stages begin with the three parts of the subsampling.
+    if stage > 0 and index < 3:
+        return f"stages.{stage}.downsample.{('res1', 'patchmerge', 'res2')[index]}.{rest}"
+    return f"stages.{stage}.blocks.{index - 3 * (stage > 0)}.{rest}"
+
+
+def _differences(report: LoadReport, target: Mapping, tensors: Mapping) -> str:
+    parts = [
+        f"{key} is {list(tensors[key].shape)}, expected {list(target[key].shape)}"
+        for key in report.mismatched[:2]
+    ]
+    for kind in ("missing", "unexpected"):
+        keys = getattr(report, kind)
+        if keys:
+            parts.append(f"{len(keys)} {kind} ({', '.join(keys[:2])}{', …' * (len(keys) > 2)})")
+    return "; ".join(parts) + "; strict=False takes what fits"
