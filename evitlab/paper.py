@@ -121,9 +121,18 @@ def speed_accuracy() -> pd.DataFrame:
     return points.dropna(subset=["top1", "img_per_s"]).reset_index(drop=True)
 
 
-def architecture() -> pd.DataFrame:
+def architecture(computed: pd.DataFrame | None = None) -> pd.DataFrame:
     """Table 1, one row per member: embed_dim, depth, num_heads (a tuple, one entry per stage each),
-    and the published paper_params_m and paper_macs_m."""
+    and the published paper_params_m and paper_macs_m.
+
+    Args:
+        computed: our counts, one row per member: model ("efficientvit_m0" or "EfficientViT-M0"),
+            params_m, macs_m. They are joined, with params_diff_m (ours minus the paper's, millions)
+            and macs_diff_pct (ours over the paper's, percent).
+
+    Raises:
+        ValueError: `computed` lacks a column or holds a model that Table 1 does not have.
+    """
     rows = load("arch")
     staged = rows[rows["stage"].notna()]
     frame = pd.DataFrame({"model": rows["model"].unique()})
@@ -134,6 +143,18 @@ def architecture() -> pd.DataFrame:
     for quantity in ("params_m", "macs_m"):
         value = rows[rows["quantity"] == quantity].set_index("model")["value"]
         frame[f"paper_{quantity}"] = frame["model"].map(value)
+    if computed is None:
+        return frame
+    for column in ("model", "params_m", "macs_m"):
+        _known("column of computed", column, list(computed.columns))
+    names = {model.lower().replace("-", "_"): model for model in frame["model"]}
+    keys = [_known("model", m.lower().replace("-", "_"), list(names)) for m in computed["model"]]
+    ours = computed.assign(model=[names[key] for key in keys]).set_index("model")
+    frame = frame[frame["model"].isin(ours.index)].reset_index(drop=True)
+    for quantity in ("params_m", "macs_m"):
+        frame[quantity] = frame["model"].map(ours[quantity])
+    frame["params_diff_m"] = frame["params_m"] - frame["paper_params_m"]
+    frame["macs_diff_pct"] = 100 * (frame["macs_m"] / frame["paper_macs_m"] - 1)
     return frame
 
 

@@ -76,8 +76,8 @@ def fig6_block(trace: BlockTrace) -> Figure:
         _draw_attention(axes, attention)
         add_caption(
             figure,
-            note="Shapes: channels × height × width of one image. Below a name: parameters, "
-            "multiply-accumulates (MACs) for one image.",
+            note="Shapes: channels × height × width, inside the attention those of one window. "
+            "Costs: parameters, and multiply-accumulates (MACs) for one image.",
         )
     return figure
 
@@ -190,7 +190,7 @@ def _draw_attention(axes: Axes, nodes: list[BlockNode]) -> None:
 
     y = low - space
     for i, node in enumerate(after):
-        wide = right - left if node.kind == "concat" else 2.4
+        wide = right - left if node.kind == "concat" else 3.4
         box = Box(centre, y, y - row, wide)
         if i == 0:
             for output in outputs.values():

@@ -88,7 +88,8 @@ def draw_box(
         lines += [(line, 7.2, "normal", INK) for line in _wrapped(part, box.width, 7.2)]
     costs = [(part, 6.8, "normal", MUTED) for part in _cost(node)]
     together = ", ".join(_cost(node))
-    if len(costs) > 1 and fitting_size(together, box.width, 6.8) >= _SMALLEST:
+    # By width, not by what happens to fit: neighbouring boxes should break alike.
+    if len(costs) > 1 and box.width > 1.4 and fitting_size(together, box.width, 6.8) >= _SMALLEST:
         costs = [(together, 6.8, "normal", MUTED)]
     if any(fitting_size(part, box.width, 6.8) < _SMALLEST for part, *_ in costs):
         costs = []
