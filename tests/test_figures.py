@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
+from matplotlib.transforms import BboxBase
 from PIL import Image
 
 from evitlab import figures, paper
+from evitlab.figures.style import HouseFigure
 from evitlab.records import (
     Accuracy,
     BlockNode,
@@ -141,7 +145,16 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
-def extents(figure: Figure, artists: list[Text]) -> list:
+def points_of(line: Line2D) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in zip(*map(np.asarray, line.get_data()), strict=True)]
+
+
+def marked(axes: Axes) -> list[Line2D]:
+    """The artists that draw points alone; the others draw lines."""
+    return [line for line in axes.lines if line.get_linestyle() == "None"]
+
+
+def extents(figure: Figure, artists: Sequence[Text]) -> list[BboxBase]:
     """Bounding boxes in pixels; fresh ones, since annotations move when the figure is drawn."""
     assert isinstance(figure.canvas, FigureCanvasAgg)
     with figures.house_style():
@@ -204,7 +217,9 @@ def test_a_name_is_not_a_path(name, tmp_path):
 
 
 def test_jupyter_gets_a_small_png():
-    data = figures.fig6_block(block_trace())._repr_png_()
+    figure = figures.fig6_block(block_trace())
+    assert isinstance(figure, HouseFigure)
+    data = figure._repr_png_()
     assert data.startswith(b"\x89PNG") and len(data) < 100_000
 
 
@@ -213,14 +228,14 @@ def test_nothing_is_cut_off(name):
     figure = DRAW[name]()
     written = [text for axes in figure.axes for text in axes.texts if text.get_text()]
     for text, box in zip(written, extents(figure, written), strict=True):
-        assert text.get_fontsize() >= 5.9, f"{text.get_text()!r} is too small to read"
+        assert float(text.get_fontsize()) >= 5.9, f"{text.get_text()!r} is too small to read"
         assert _holds(figure.bbox, box), f"{text.get_text()!r} leaves the page"
     with figures.house_style():
         drawn = figure.get_tightbbox()  # inches; everything that is drawn, ticks in view alone
     assert _holds(figure.bbox_inches, drawn, tolerance=0.02)
 
 
-def _holds(page, box, tolerance=2.0) -> bool:
+def _holds(page: BboxBase, box: BboxBase, tolerance: float = 2.0) -> bool:
     return (
         box.x0 >= page.x0 - tolerance
         and box.y0 >= page.y0 - tolerance
@@ -246,8 +261,7 @@ def test_fig1_draws_every_point_once_with_its_label(log):
     points = paper.speed_accuracy()
     figure = figures.fig1_speed_accuracy(points, log=log)
     (axes,) = figure.axes
-    markers = [line for line in axes.lines if line.get_linestyle() == "None"]
-    drawn = {(x, y) for line in markers for x, y in zip(*line.get_data(), strict=True)}
+    drawn = {point for line in marked(axes) for point in points_of(line)}
     assert drawn == set(zip(points["img_per_s"], points["top1"], strict=True))
     labels = [text for text in axes.findobj(Annotation) if text.get_text()]
     assert sorted(label.get_text() for label in labels) == sorted(points["model"])
@@ -276,21 +290,20 @@ def test_fig1_shows_provenance_by_fill():
     assert points["provenance"].tolist() == ["printed", "digitised"]
     (axes,) = figures.fig1_speed_accuracy(points).axes
     faces = {
-        line.get_xdata()[0]: to_hex(line.get_markerfacecolor())
-        for line in axes.lines
-        if line.get_linestyle() == "None"
+        points_of(line)[0][0]: to_hex(str(line.get_markerfacecolor())) for line in marked(axes)
     }
     assert faces[points["img_per_s"][1]] == "#ffffff"
     assert faces[points["img_per_s"][0]] != "#ffffff"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["printed", "digitised"]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["printed", "digitised"]
 
 
 def test_fig1_families_differ_in_marker_or_colour():
     (axes,) = figures.fig1_speed_accuracy(paper.speed_accuracy()).axes
     looks = {
-        line.get_label().partition(" (")[0]: (line.get_marker(), line.get_color())
-        for line in axes.lines
-        if line.get_linestyle() == "None"
+        str(line.get_label()).partition(" (")[0]: (line.get_marker(), line.get_color())
+        for line in marked(axes)
     }
     assert len(set(looks.values())) == len(looks) == paper.speed_accuracy()["family"].nunique()
 
@@ -383,7 +396,7 @@ def test_fig6_text_stays_inside_its_box_and_is_legible(trace):
     labels = [text for text in axes.texts if text.get_zorder() == 4 and text.get_text() != "+"]
     inside = 0
     for text, extent in zip(labels, extents(figure, labels), strict=True):
-        assert text.get_fontsize() >= 5.9
+        assert float(text.get_fontsize()) >= 5.9
         centre = (extent.x0 + extent.x1) / 2, (extent.y0 + extent.y1) / 2
         for box in boxes:
             if box.contains(*centre):
@@ -411,17 +424,16 @@ def test_training_curves_draw_the_history():
     record = training_record(epochs=12, every=3)
     loss, top1 = figures.training_curves([record]).axes
     training, validation = loss.lines[:2]
-    assert training.get_xdata().tolist() == list(range(1, 13))
-    assert training.get_ydata().tolist() == [log.train_loss for log in record.history]
-    assert validation.get_xdata().tolist() == [3, 6, 9, 12]
-    assert top1.lines[0].get_ydata().tolist() == pytest.approx([21.25, 42.5, 63.75, 85.0])
+    assert points_of(training) == [(log.epoch, log.train_loss) for log in record.history]
+    assert [epoch for epoch, _ in points_of(validation)] == [3, 6, 9, 12]
+    assert [y for _, y in points_of(top1.lines[0])] == pytest.approx([21.25, 42.5, 63.75, 85.0])
     assert "85.0 %" in [text.get_text().strip() for text in top1.texts]
 
 
 def test_training_curves_label_each_run_in_the_order_of_its_accuracy():
     runs = [training_record("a", top1=80.2), training_record("b", top1=80.0)]
     figure = figures.training_curves(runs)
-    labels = figure.axes[1].texts
+    labels = list(figure.axes[1].texts)
     assert sorted(text.get_text().split()[0] for text in labels) == ["a", "b"]
     heights = {text.get_text().split()[0]: text.get_position()[1] for text in labels}
     assert heights["a"] > heights["b"]

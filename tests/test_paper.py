@@ -11,7 +11,7 @@ from evitlab import paper
 
 
 @pytest.fixture(params=paper.tables())
-def table(request) -> str:
+def table(request: pytest.FixtureRequest) -> str:
     return request.param
 
 

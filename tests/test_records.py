@@ -9,7 +9,9 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +76,7 @@ TRACE = BlockTrace(
 ALL = [ACCURACY, TRAINING, TRACE]
 
 
-def edit(path: Path, change) -> None:
+def edit(path: Path, change: Callable[[dict], object]) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
@@ -88,9 +90,12 @@ def test_loaded_equals_saved(record, tmp_path):
 
 
 def test_numbers_of_numpy_and_torch_become_plain(tmp_path):
-    measured = dataclasses.replace(
-        ACCURACY, top1=np.float32(75.0), n=np.int64(3), loss=torch.tensor(0.5)
-    )
+    numbers: dict[str, Any] = {
+        "top1": np.float32(75.0),
+        "n": np.int64(3),
+        "loss": torch.tensor(0.5),
+    }
+    measured = dataclasses.replace(ACCURACY, **numbers)
     loaded = Accuracy.load(measured.save(tmp_path / "a.json"))
     assert (loaded.top1, loaded.n, loaded.loss) == (75.0, 3, 0.5)
     assert type(loaded.n) is int

@@ -65,7 +65,7 @@ def house_style() -> Iterator[None]:
         yield
 
 
-class _Figure(Figure):
+class HouseFigure(Figure):
     """A figure outside pyplot's registry, so none stays open; Jupyter shows it all the same."""
 
     def _repr_png_(self) -> bytes:
@@ -77,7 +77,7 @@ def new_figure(
     width: float, height: float, *, layout: Literal["constrained"] | None = "constrained"
 ) -> Figure:
     """An empty figure, width and height in inches; call it inside `house_style`."""
-    figure = _Figure(figsize=(width, height), layout=layout)
+    figure = HouseFigure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
