@@ -319,6 +319,8 @@ def test_fig1_refuses_frames_it_cannot_draw():
     points = paper.speed_accuracy()
     with pytest.raises(ValueError, match="paper: .* missing family"):
         figures.fig1_speed_accuracy(points.drop(columns="family"))
+    with pytest.raises(ValueError, match="measured: expected at least one point"):
+        figures.fig1_speed_accuracy(points, MEASURED.iloc[:0])
     mixed = MEASURED.assign(device=["a", "b", "a"])
     with pytest.raises(ValueError, match="measured: expected one device"):
         figures.fig1_speed_accuracy(points, mixed)

@@ -30,7 +30,8 @@ def fig1_speed_accuracy(
         log: logarithmic throughput axis.
 
     Raises:
-        ValueError: a column is missing, or `measured` mixes data sets, devices or scales.
+        ValueError: a column is missing, a frame is empty, or `measured` mixes data sets, devices or
+            scales.
 
     Paper: Fig. 1.
     Pitfall: the panels differ in data set, hardware and batch size, so compare orders and shapes,
@@ -168,6 +169,8 @@ def _require(name: str, frame: pd.DataFrame, columns: tuple[str, ...]) -> None:
     missing = [column for column in columns if column not in frame]
     if missing:
         raise ValueError(f"{name}: expected the columns {', '.join(columns)}; missing {missing[0]}")
+    if frame.empty:
+        raise ValueError(f"{name}: expected at least one point, got none")
 
 
 def _only(frame: pd.DataFrame, column: str) -> str:
