@@ -174,10 +174,9 @@ def test_no_global_state_is_touched():
 
 
 def test_a_readers_settings_do_not_change_a_figure(tmp_path):
-    frame = MEASURED
-    plain = figures.save_figure(figures.fig6_block(block_trace()), "a", frame, out_dir=tmp_path)
-    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "red"}):
-        other = figures.save_figure(figures.fig6_block(block_trace()), "b", frame, out_dir=tmp_path)
+    plain = figures.save_figure(DRAW["curves"](), "a", MEASURED, out_dir=tmp_path)
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "xtick.top": True}):
+        other = figures.save_figure(DRAW["curves"](), "b", MEASURED, out_dir=tmp_path)
     assert [p.read_bytes() for p in plain] == [p.read_bytes() for p in other]
 
 
