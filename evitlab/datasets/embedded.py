@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32 throughout
 
 SPLIT_SIZES = {"train": 10_000, "val": 2_000, "test": 2_000}
 _SPLIT_SEEDS = {"train": 101, "val": 102, "test": 103}

@@ -152,7 +152,7 @@ def _image_column(schema: pa.Schema, path: Path) -> str:
 
 
 def _label_column(schema: pa.Schema, wanted: str | None, path: Path) -> str:
-    candidates = (wanted,) if wanted in schema.names else _LABEL_COLUMNS
+    candidates = (wanted,) if wanted else _LABEL_COLUMNS
     for name in candidates:
         if name in schema.names and pa.types.is_integer(schema.field(name).type):
             return name

@@ -92,7 +92,7 @@ def stratified(labels: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    positions = (2 * np.arange(count) + 1) * len(labels) // (2 * count) if count else []
+    positions = (2 * np.arange(count) + 1) * len(labels) // max(1, 2 * count)
     return np.sort(by_class[positions].astype(np.int64))
 
 
