@@ -1,6 +1,8 @@
 """The configuration that defines one EfficientViT."""
 
+import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 STEM_STRIDES = {16: (2, 2, 2, 2), 8: (1, 2, 2, 2), 4: (1, 1, 2, 2)}  # by patch size
@@ -45,9 +47,20 @@ class EfficientViTConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
         for name in ("embed_dim", "depth", "num_heads", "window_size", "key_dim"):
-            value = getattr(self, name)
-            if len(value) != 3 or min(value) < 1:
-                raise ValueError(f"{name}: expected three positive integers, got {value}")
+            self._require_integers(name, "three positive integers", count=3, least=1)
+        self._require_integers("img_size", "height and width in pixels", count=2, least=0)
+        self._require_integers("ffns", "how many FFNs before and after attention", count=2, least=0)
+        self._require_integers("kernels", "positive integers", count=None, least=1)
+        for name in ("in_chans", "num_classes"):
+            if not isinstance(getattr(self, name), Integral):
+                raise ValueError(f"{name}: expected an integer, got {getattr(self, name)!r}")
+        if self.embed_dim[0] < 8:  # the stem begins with an eighth of it
+            raise ValueError(f"embed_dim: expected at least 8 channels, got {self.embed_dim}")
+        for name in ("ffn_ratio", "value_ratio"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        if round(min(self.embed_dim) * self.ffn_ratio) < 1:
+            raise ValueError(f"ffn_ratio: expected to leave a hidden channel, got {self.ffn_ratio}")
         if min(self.img_size) < self.patch_size:
             smaller = [p for p in STEM_STRIDES if p <= min(self.img_size)]
             hint = f"; patch_size={max(smaller)} would fit" if smaller else ""
@@ -73,3 +86,9 @@ class EfficientViTConfig:
             raise ValueError("cascade: expected False where split is False, got True")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate: expected 0 to below 1, got {self.drop_path_rate}")
+
+    def _require_integers(self, name: str, expected: str, *, count: int | None, least: int) -> None:
+        value = getattr(self, name)
+        whole = isinstance(value, tuple) and all(isinstance(v, Integral) for v in value)
+        if not whole or count not in (None, len(value)) or min(value, default=least) < least:
+            raise ValueError(f"{name}: expected {expected}, got {value!r}")

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -126,7 +125,8 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with safe_open(file, "pt") as tensors:
             card = json.loads((tensors.metadata() or {})["evitlab"])
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        card["architecture"], dict(card["config"]), tuple(card["class_names"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: expected safetensors written by evitlab, with the model's card ({error})"
         ) from error
@@ -170,22 +170,31 @@ def _read_file(path: Path) -> Any:
             with safe_open(path, "pt") as tensors:
                 return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except OSError:
+        raise
+    except Exception as error:  # bytes that are no pickle raise whatever they lead the reader to
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code:
+            raise ValueError(
+                f"{path}: needs code to be unpickled ({code[1]}), which is refused; "
+                "save its state dict alone"
+            ) from error
+        # Torch's own advice comes first in its message, and is to run the code.
+        reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+        reason = reason.strip().partition("\n")[0].partition(". ")[0]
+        reason = f"{type(error).__name__}: {reason}"
         raise ValueError(f"{path}: truncated or not a weights file ({reason})") from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: needs code to be unpickled, which is refused; save its state dict alone"
-        ) from error
 
 
 def _from_hub(model: nn.Module) -> Any:
     from timm.models import load_state_dict_from_hf
 
-    name = model.pretrained_cfg["architecture"].partition("_p")[0]
-    repository = f"timm/{name}.r224_in1k"
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    if not cfg.get("architecture"):
+        raise ValueError(f"source: 'timm' needs a model by name, got a {type(model).__name__}")
+    repository = f"timm/{cfg['architecture'].partition('_p')[0]}.r224_in1k"
     try:
-        return load_state_dict_from_hf(repository)
+        return load_state_dict_from_hf(repository, weights_only=True)
     except Exception as error:  # the hub's client raises a dozen types for "not reachable"
         raise FileNotFoundError(
             f"weights='timm': {repository} is not in the local cache and cannot be fetched "

@@ -69,7 +69,7 @@ def create_model(
         if key not in known:
             hint = _hint(key, known)
             raise ValueError(f"{key}: unknown override{hint}; known: {', '.join(known)}")
-    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    size = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
     config = replace(
         MODELS[name],
         img_size=size,
