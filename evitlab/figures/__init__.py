@@ -6,6 +6,7 @@ last value, or write them with `save_figure`.
 
 from evitlab.figures.architecture import table1_architecture
 from evitlab.figures.block import fig6_block
+from evitlab.figures.images import image_grid
 from evitlab.figures.speed_accuracy import fig1_speed_accuracy
 from evitlab.figures.style import PALETTE, add_caption, house_style, new_figure, save_figure
 from evitlab.figures.training import training_curves
@@ -16,6 +17,7 @@ __all__ = [
     "fig1_speed_accuracy",
     "fig6_block",
     "house_style",
+    "image_grid",
     "new_figure",
     "save_figure",
     "table1_architecture",
