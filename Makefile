@@ -1,0 +1,68 @@
+# `make reproduce` and `make test` start from nothing but Python 3.11 or newer, git and make.
+
+SHELL := bash
+PYTHON ?= $(firstword $(foreach name,python3 python python3.13 python3.12 python3.11,\
+            $(if $(shell $(name) -c '$(NEW_ENOUGH)' 2>/dev/null && echo yes),$(name))) python3)
+SCALE ?= quick
+OUT ?= figures
+
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+PY := $(BIN)/python
+STAMP := .venv/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: help setup reproduce test lint notebooks figures lab lock
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP)  ## create .venv with the packages of requirements.lock
+	@echo ".venv is ready: $$($(PY) --version)"
+
+reproduce: $(STAMP)  ## the main job: run the notebooks, draw the figures, compare with the paper
+	@$(PY) -m evitlab reproduce --scale $(SCALE) --out $(OUT)
+
+test: $(STAMP)  ## run the tests; needs no network (make test ARGS="-k report")
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP)  ## ruff over code and notebooks, then mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+notebooks: $(STAMP)  ## run the notebooks at quick scale and save them executed, in place
+	@$(PY) -m evitlab reproduce --scale quick --out figures --save-notebooks
+
+figures: $(STAMP)  ## redraw figures/ at quick scale, the notebooks left as they are
+	@$(PY) -m evitlab reproduce --scale quick --out figures
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	@$(PY) -m jupyterlab notebooks/00_tour.ipynb
+
+lock: $(STAMP)  ## pin the packages again (make lock UPGRADE=1: to their newest versions)
+	@$(PY) -m uv pip compile --quiet --universal --all-extras --python-version 3.11 \
+	  --no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
+	  pyproject.toml --output-file requirements.lock
+
+# Installed once, and again when the lock changes. The lock is complete, so nothing beside it is
+# resolved, and it holds evitlab's build backend, so that the last step needs no network.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PY) -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null || { \
+	  $(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+	    echo "evitlab needs Python 3.11 or newer, which '$(PYTHON)' is not;" \
+	      "name one: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 1; }; \
+	  $(PYTHON) -m venv --clear .venv; }
+	@echo "Installing the locked packages into .venv (the first time: minutes, some GB) ..."
+	@set -o pipefail; $(PY) -m pip install --no-deps --progress-bar off -r requirements.lock | { \
+	  count=0; while read -r word name _; do case "$$word" in \
+	    Collecting|Processing) count=$$((count + 1)); \
+	      if [ -t 1 ]; then printf '\r\033[K  %d: %s' $$count "$${name##*/}"; \
+	      elif [ $$((count % 25)) = 0 ]; then echo "  $$count packages ..."; fi ;; \
+	    Installing) if [ -t 1 ]; then printf '\r\033[K'; fi; \
+	      echo "  unpacking $$count packages ..." ;; \
+	  esac; done; }
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,64 @@
+"""What holds for every test: no network, no window, and no global state left changed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+# Before anything is imported that reads them.
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import torch
+from timm.layers import config as timm_config
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """A connection to another machine fails the test; the notebooks' kernels are local."""
+    connect = socket.socket.connect
+
+    def connect_locally(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in _LOOPBACK:
+            raise AssertionError(f"a test connects to {address[0]}: tests need no network")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_locally)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def seeded_and_restored() -> Iterator[None]:
+    """Each test starts from the same seeds, and leaves the process as it found it."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    before = _global_state()
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+    after = _global_state()
+    changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    assert not changed, f"global state left changed (before, after): {changed}"
+
+
+def _global_state() -> dict[str, object]:
+    return {
+        "torch.get_num_threads": torch.get_num_threads(),
+        "torch.is_grad_enabled": torch.is_grad_enabled(),
+        "torch.get_default_dtype": torch.get_default_dtype(),
+        "torch.are_deterministic_algorithms_enabled": (
+            torch.are_deterministic_algorithms_enabled()
+        ),
+        "torch.backends.cudnn.benchmark": torch.backends.cudnn.benchmark,
+        "torch.get_float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "timm fused attention": timm_config.use_fused_attn(),
+        "working directory": os.getcwd(),
+    }
