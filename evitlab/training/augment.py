@@ -4,20 +4,34 @@ Every image gets its own parameters. They are drawn on the CPU, all from the gen
 caller passes in, so a run that restores the generator continues bit for bit. Pixels stay uint8
 until they are normalised.
 
-Shape legend: B images, 3 channels, H x W pixels, K classes.
+Shape legend: B images of a batch, H x W pixels, K classes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from evitlab.training.randaugment import (
+    Plan,
+    apply_colors,
+    compose_geometry,
+    draw_jitter,
+    draw_randaugment,
+)
+from evitlab.training.recipe import Recipe
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_LOG_CROP_ASPECTS = (math.log(3 / 4), math.log(4 / 3))
+_CROP_ATTEMPTS = 10
+_ERASED_AREAS = (0.02, 1 / 3)
+_LOG_ERASED_ASPECTS = (math.log(0.3), -math.log(0.3))
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -31,178 +45,36 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     Returns:
         float32 [B, 3, H, W] on the same device.
     """
-    shift = torch.tensor(mean, device=images.device).mul_(255.0)[:, None, None]
-    scale = torch.tensor(std, device=images.device).mul_(255.0).reciprocal_()[:, None, None]
-    return images.to(torch.float32).sub_(shift).mul_(scale)
-
-
-class AugmentSettings(Protocol):
-    """What `Augment` reads of a recipe; `evitlab.Recipe` documents each field."""
-
-    @property
-    def crop(self) -> str: ...
-    @property
-    def crop_padding(self) -> int: ...
-    @property
-    def crop_scale(self) -> tuple[float, float]: ...
-    @property
-    def flip(self) -> float: ...
-    @property
-    def color_jitter(self) -> float: ...
-    @property
-    def randaugment_ops(self) -> int: ...
-    @property
-    def randaugment_magnitude(self) -> float: ...
-    @property
-    def randaugment_std(self) -> float: ...
-    @property
-    def mixup_alpha(self) -> float: ...
-    @property
-    def cutmix_alpha(self) -> float: ...
-    @property
-    def mix_prob(self) -> float: ...
-    @property
-    def switch_prob(self) -> float: ...
-    @property
-    def random_erasing(self) -> float: ...
-    @property
-    def label_smoothing(self) -> float: ...
-
-
-def uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """float32 [count], uniform in [low, high)."""
-    return torch.rand(count, generator=generator).mul_(high - low).add_(low)
-
-
-def beta(count: int, alpha: float, generator: torch.Generator) -> Tensor:
-    """float64 [count] from Beta(alpha, alpha)."""
-    # Joehnk's and Cheng's rejections need a loop; the ratio of two gammas does not, and torch has
-    # a gamma sampler that takes a generator.
-    shape = torch.full((2, count), alpha, dtype=torch.float64)
-    gamma = torch._standard_gamma(shape, generator=generator).clamp_(min=1e-300)
-    return gamma[0] / gamma.sum(0)
-
-
-def pad_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Cut a window of the original size out of the zero-padded images, each at its own offset.
-
-    Args:
-        images: uint8 [B, 3, H, W].
-        padding: pixels added on each side.
-    """
-    count, _, height, width = images.shape
-    span = 2 * padding + 1
-    offsets = torch.randint(span * span, (count,), generator=generator)
-    padded = F.pad(images, (padding,) * 4)
-    # Every window is a view, so picking one per image copies each pixel once.
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, 3, span, span, H, W]
-    rows, columns = (offsets // span).to(images.device), (offsets % span).to(images.device)
-    return windows[torch.arange(count, device=images.device), :, rows, columns]
-
-
-def random_flip(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Mirror each image left to right with the given probability."""
-    flipped = torch.rand(len(images), generator=generator) < probability
-    return torch.where(flipped.to(images.device)[:, None, None, None], images.flip(-1), images)
-
-
-def random_boxes(
-    areas: Tensor, aspects: Tensor, size: tuple[int, int], generator: torch.Generator
-) -> Tensor:
-    """Boxes of the given areas and aspect ratios, placed anywhere inside the image.
-
-    Args:
-        areas: [B], fraction of the image.
-        aspects: [B], height over width.
-        size: (height, width) of the image.
-
-    Returns:
-        int64 [B, 4]: top, bottom, left, right (bottom and right exclusive).
-    """
-    height, width = size
-    pixels = areas * (height * width)
-    box_h = (pixels * aspects).sqrt().round().clamp(max=height)
-    box_w = (pixels / aspects).sqrt().round().clamp(max=width)
-    top = (torch.rand(len(areas), generator=generator) * (height - box_h + 1)).floor()
-    left = (torch.rand(len(areas), generator=generator) * (width - box_w + 1)).floor()
-    return torch.stack([top, top + box_h, left, left + box_w], 1).long()
-
-
-def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """bool [B, H, W], true inside each box of `random_boxes`."""
-    top, bottom, left, right = boxes[:, :, None].unbind(1)
-    rows, columns = torch.arange(size[0]), torch.arange(size[1])
-    inside_rows = (rows >= top) & (rows < bottom)  # [B, H]
-    inside_columns = (columns >= left) & (columns < right)  # [B, W]
-    return inside_rows[:, :, None] & inside_columns[:, None, :]
-
-
-def random_erasing(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Overwrite one box per chosen image with standard normal noise, in place.
-
-    Boxes cover 2 % to a third of the image with aspect ratios from 0.3 to 1 / 0.3.
-
-    Args:
-        images: normalised float [B, 3, H, W].
-        probability: that an image is chosen.
-    """
-    count, channels, height, width = images.shape
-    chosen = torch.rand(count, generator=generator) < probability
-    areas = uniform(count, 0.02, 1 / 3, generator)
-    limit = torch.log(torch.tensor(0.3)).item()
-    aspects = uniform(count, limit, -limit, generator).exp_()
-    boxes = random_boxes(areas, aspects, (height, width), generator)
-    seed = int(torch.randint(2**62, (), generator=generator))
-    # The boxes are known on the CPU, so finding their pixels there spares a GPU synchronisation.
-    where = box_masks(boxes, (height, width)).logical_and_(chosen[:, None, None])
-    picked = where.flatten().nonzero().squeeze(1).to(images.device)
-    noise_generator = torch.Generator(images.device).manual_seed(seed)
-    noise = torch.randn(
-        (len(picked), channels), generator=noise_generator, device=images.device, dtype=images.dtype
-    )
-    # Pixel p of image b starts at b * 3 * H * W + p, and its channels lie H * W apart.
-    area = height * width
-    first = picked // area * (channels * area) + picked % area
-    flat = images.view(-1)
-    for channel in range(channels):
-        flat[first + channel * area] = noise[:, channel]
-    return images
-
-
-def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """float32 [B, K]: smoothing / K everywhere, plus 1 - smoothing at the label."""
-    targets = torch.full(
-        (len(labels), num_classes), smoothing / num_classes, device=labels.device
-    )
-    return targets.scatter_(1, labels[:, None], 1 - smoothing + smoothing / num_classes)
+    shift = torch.tensor(mean).mul_(255)[:, None, None].to(images.device)
+    scale = torch.tensor(std).mul_(255).reciprocal_()[:, None, None].to(images.device)
+    return images.float().sub_(shift).mul_(scale)
 
 
 class Augment:
     """The augmentation of a recipe, as a function of a batch.
 
-    Order: crop, flip, normalise, random erasing, then mixup or cutmix with the batch in a random
-    order. Each image draws its own mixing weight and chooses between mixup and cutmix itself.
+    Order: crop, flip, RandAugment or colour jitter, normalisation, random erasing, and at last
+    mixup or cutmix with the batch in random order. As in timm, colour jitter is left out where
+    RandAugment is on; unlike there, each image draws its own mixing weight and chooses between
+    mixup and cutmix itself, and the geometric operations come before those on colours.
 
     Args:
-        recipe: anything with the fields of `AugmentSettings`.
+        recipe: its augmentation fields are read.
         num_classes: K, the width of the targets.
-        mean: per channel, for `normalize`.
+        mean: per channel, for `normalize`; also what shows beyond the image's edge.
         std: per channel, for `normalize`.
 
-    Raises:
-        ValueError: `recipe.crop` is unknown.
+    Paper: Section 4.1; the official code's timm settings are the recipe "imagenet".
     """
 
     def __init__(
         self,
-        recipe: AugmentSettings,
+        recipe: Recipe,
         *,
         num_classes: int,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        if recipe.crop not in ("none", "pad", "resized"):
-            raise ValueError(f"crop: expected 'none', 'pad' or 'resized', got {recipe.crop!r}")
         self.recipe = recipe
         self.num_classes = num_classes
         self.mean = tuple(mean)
@@ -222,42 +94,289 @@ class Augment:
             float32 [B, 3, H, W], normalised, and float32 targets [B, K] whose rows sum to 1.
         """
         recipe = self.recipe
-        if recipe.crop == "pad":
-            images = pad_crop(images, recipe.crop_padding, generator)
-        if recipe.flip > 0:
-            images = random_flip(images, recipe.flip, generator)
+        plan = self._draw_plan(len(images), generator)
+        images = self._move(images, plan, generator)
+        if plan:
+            images = apply_colors(images, plan)
         pixels = normalize(images, self.mean, self.std)
         if recipe.random_erasing > 0:
-            pixels = random_erasing(pixels, recipe.random_erasing, generator)
+            erase(pixels, recipe.random_erasing, generator)
         targets = smooth_targets(labels, self.num_classes, recipe.label_smoothing)
-        if (recipe.mixup_alpha > 0 or recipe.cutmix_alpha > 0) and recipe.mix_prob > 0:
-            pixels, targets = self._mix(pixels, targets, generator)
+        if recipe.mix_prob > 0 and (recipe.mixup_alpha > 0 or recipe.cutmix_alpha > 0):
+            return mix(
+                pixels,
+                targets,
+                mixup_alpha=recipe.mixup_alpha,
+                cutmix_alpha=recipe.cutmix_alpha,
+                probability=recipe.mix_prob,
+                cutmix_share=recipe.switch_prob,
+                generator=generator,
+            )
         return pixels, targets
 
-    def _mix(
-        self, pixels: Tensor, targets: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _draw_plan(self, count: int, generator: torch.Generator) -> Plan | None:
         recipe = self.recipe
-        count, _, height, width = pixels.shape
-        mixed = torch.rand(count, generator=generator) < recipe.mix_prob
-        if recipe.mixup_alpha > 0 and recipe.cutmix_alpha > 0:
-            cut = torch.rand(count, generator=generator) < recipe.switch_prob
-        else:
-            cut = torch.full((count,), recipe.cutmix_alpha > 0)
-        keep = torch.ones(count, dtype=torch.float64)  # the share of the own image, [B]
-        if recipe.mixup_alpha > 0:
-            keep = torch.where(cut, keep, beta(count, recipe.mixup_alpha, generator))
-        weights = keep[:, None, None].expand(count, height, width)
-        if recipe.cutmix_alpha > 0:
-            pasted = 1 - beta(count, recipe.cutmix_alpha, generator)
-            boxes = random_boxes(pasted, torch.full_like(pasted, height / width), (height, width),
-                                 generator)
-            inside = box_masks(boxes, (height, width)) & cut[:, None, None]
-            weights = torch.where(inside, 0.0, weights)
-        weights = torch.where(mixed[:, None, None], weights, 1.0)
-        partner = torch.randperm(count, generator=generator).to(pixels.device)
-        # The weight that counts is the one of the pixels, not the one that was drawn: boxes have
-        # whole pixels.
-        share = weights.mean((1, 2)).to(targets)[:, None]
-        pixels = torch.lerp(pixels[partner], pixels, weights.to(pixels)[:, None])
-        return pixels, torch.lerp(targets[partner], targets, share)
+        if recipe.randaugment_ops > 0:
+            return draw_randaugment(
+                count,
+                ops=recipe.randaugment_ops,
+                magnitude=recipe.randaugment_magnitude,
+                std=recipe.randaugment_std,
+                generator=generator,
+            )
+        if recipe.color_jitter > 0:
+            return draw_jitter(count, strength=recipe.color_jitter, generator=generator)
+        return None
+
+    def _move(self, images: Tensor, plan: Plan | None, generator: torch.Generator) -> Tensor:
+        """Crop, flip and the geometric operations, each pixel being sampled once."""
+        recipe = self.recipe
+        count, _, height, width = images.shape
+        boxes = None
+        if recipe.crop == "pad":
+            images = pad_crop(images, recipe.crop_padding, generator)
+        elif recipe.crop == "resized":
+            boxes = resized_boxes(count, (height, width), recipe.crop_scale, generator)
+        flipped = None
+        if recipe.flip > 0:
+            flipped = torch.rand(count, generator=generator) < recipe.flip
+        if boxes is None and flipped is not None:
+            images, flipped = flip(images, flipped), None
+        matrices, moved = (None, None) if plan is None else compose_geometry(plan, (height, width))
+        if boxes is not None:
+            return warp(images, boxes=boxes, flipped=flipped, matrices=matrices, fill=self.mean)
+        if matrices is not None and moved is not None and bool(moved.any()):
+            where = moved.nonzero().squeeze(1)
+            warped = warp(images[where.to(images.device)], matrices=matrices[where], fill=self.mean)
+            return images.index_copy(0, where.to(images.device), warped)
+        return images
+
+
+def pad_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Cut a window of the original size out of the zero-padded images, each at its own offset.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        padding: pixels added on each side.
+        generator: on the CPU.
+    """
+    count, channels, height, width = images.shape
+    span = 2 * padding + 1
+    down, right = torch.randint(span, (2, count, 1, 1), generator=generator)
+    padded = F.pad(images, (padding,) * 4)
+    wide, tall = width + 2 * padding, height + 2 * padding
+    # Every run of `width` bytes is a row of this view, so rows are copied whole: ten times faster
+    # than picking pixels.
+    runs = padded.flatten().as_strided((padded.numel() - width + 1, width), (1, 1))
+    image, channel = torch.arange(count)[:, None, None], torch.arange(channels)[:, None]
+    starts = ((image * channels + channel) * tall + torch.arange(height) + down) * wide + right
+    return runs.index_select(0, starts.flatten().to(images.device)).view_as(images)
+
+
+def flip(images: Tensor, flipped: Tensor) -> Tensor:
+    """Mirror the images where `flipped`, bool [B] on the CPU, is true."""
+    both = torch.stack([images, images.flip(-1)]).flatten(0, 1)  # [2 * B, 3, H, W]
+    chosen = torch.arange(len(images)) + len(images) * flipped
+    return both.index_select(0, chosen.to(images.device))
+
+
+def resized_boxes(
+    count: int, size: tuple[int, int], scale: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """Crops of random area, shape (3:4 to 4:3) and place.
+
+    Args:
+        count: B.
+        size: (height, width) of the images.
+        scale: share of the area, least and most.
+        generator: on the CPU.
+
+    Returns:
+        float32 [B, 4]: top, left, height, width in pixels.
+    """
+    height, width = size
+    draws = (_CROP_ATTEMPTS, count)
+    areas = _uniform(draws, scale, generator) * (height * width)
+    aspects = _uniform(draws, _LOG_CROP_ASPECTS, generator).exp()
+    tall, wide = (areas / aspects).sqrt(), (areas * aspects).sqrt()
+    fits = (tall <= height) & (wide <= width)
+    # The first that fits, and where none does (a very long image), the first cut to the image.
+    first = fits.float().argmax(0, keepdim=True)
+    tall = tall.gather(0, first)[0].clamp(max=height)
+    wide = wide.gather(0, first)[0].clamp(max=width)
+    places = torch.rand(2, count, generator=generator)
+    return torch.stack([places[0] * (height - tall), places[1] * (width - wide), tall, wide], 1)
+
+
+def warp(
+    images: Tensor,
+    *,
+    boxes: Tensor | None = None,
+    flipped: Tensor | None = None,
+    matrices: Tensor | None = None,
+    fill: Sequence[float] = (0.0, 0.0, 0.0),
+) -> Tensor:
+    """Crop to boxes and resize, then flip, then map by matrices, sampling bilinearly once.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        boxes: [B, 4] as from `resized_boxes`; None for the whole image.
+        flipped: bool [B].
+        matrices: [B, 3, 3] as from `compose_geometry`.
+        fill: per channel, in units of the full range: what shows beyond the edge of the crop.
+
+    Returns:
+        uint8 [B, 3, H, W].
+    """
+    height, width = images.shape[2:]
+    device = images.device
+    x = (torch.arange(width, device=device) + 0.5) * (2 / width) - 1  # in -1..1, as grid_sample's
+    y = ((torch.arange(height, device=device) + 0.5) * (2 / height) - 1)[:, None]
+    inside = None
+    if matrices is not None:
+        to_pixels = torch.tensor(
+            [[width / 2, 0, width / 2], [0, height / 2, height / 2], [0, 0, 1]], dtype=torch.float64
+        )
+        m = (to_pixels.inverse() @ matrices @ to_pixels).float().to(device)[:, :, :, None, None]
+        (a, b, c), (d, e, f) = m[:, 0].unbind(1), m[:, 1].unbind(1)
+        x, y = a * x + b * y + c, d * x + e * y + f
+        inside = (x.abs() <= 1) & (y.abs() <= 1)  # [B, H, W]
+    if flipped is not None:
+        x = x * torch.where(flipped, -1.0, 1.0).to(device)[:, None, None]
+    if boxes is not None:
+        top, left, tall, wide = boxes.to(device)[:, :, None, None].unbind(1)
+        x = x * (wide / width) + (2 * left + wide) / width - 1
+        y = y * (tall / height) + (2 * top + tall) / height - 1
+    shape = (len(images), height, width)
+    grid = torch.stack([x.expand(shape), y.expand(shape)], -1)
+    sampled = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    if inside is not None:
+        outside = torch.tensor(fill, device=device).mul_(255)[:, None, None]
+        sampled = torch.where(inside[:, None], sampled, outside)
+    return sampled.round_().to(torch.uint8)
+
+
+def erase(pixels: Tensor, probability: float, generator: torch.Generator) -> None:
+    """Overwrite one box per chosen image with standard normal noise, in place.
+
+    Boxes cover 2 % to a third of the image, with aspect ratios from 0.3 to 1 / 0.3.
+
+    Args:
+        pixels: normalised float [B, 3, H, W], contiguous.
+        probability: that an image is chosen.
+        generator: on the CPU; the noise comes from a generator on the device, seeded by it.
+    """
+    count, channels, height, width = pixels.shape
+    chosen = (torch.rand(count, generator=generator) < probability).nonzero()
+    areas = _uniform((len(chosen),), _ERASED_AREAS, generator)
+    aspects = _uniform((len(chosen),), _LOG_ERASED_ASPECTS, generator).exp()
+    seed = int(torch.randint(2**62, (), generator=generator))
+    boxes = random_boxes(areas, aspects, (height, width), generator)
+    # Found on the CPU, where the boxes are, so that the GPU need not be asked how many there are.
+    picked = box_masks(boxes, (height, width)).flatten(1).nonzero()
+    image, place = chosen[picked[:, 0], 0], picked[:, 1]
+    first = (image * (channels * height * width) + place).to(pixels.device)
+    noise = torch.randn(
+        (channels, len(first)),
+        generator=torch.Generator(pixels.device).manual_seed(seed),
+        device=pixels.device,
+    )
+    flat = pixels.view(-1)
+    for channel in range(channels):
+        flat.index_copy_(0, first + channel * (height * width), noise[channel])
+
+
+def random_boxes(
+    areas: Tensor, aspects: Tensor, size: tuple[int, int], generator: torch.Generator
+) -> Tensor:
+    """Boxes in whole pixels, anywhere inside the image, cut down where they would not fit.
+
+    Args:
+        areas: [B], share of the image.
+        aspects: [B], height over width.
+        size: (height, width) of the image.
+        generator: on the CPU.
+
+    Returns:
+        int64 [B, 4]: top, bottom, left, right (bottom and right exclusive).
+    """
+    height, width = size
+    tall = (areas * aspects * (height * width)).sqrt().round().clamp(max=height)
+    wide = (areas / aspects * (height * width)).sqrt().round().clamp(max=width)
+    places = torch.rand(2, len(areas), generator=generator)
+    top = (places[0] * (height - tall + 1)).floor()
+    left = (places[1] * (width - wide + 1)).floor()
+    return torch.stack([top, top + tall, left, left + wide], 1).long()
+
+
+def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """bool [B, H, W], true inside each box of `random_boxes`."""
+    top, bottom, left, right = boxes[:, :, None].unbind(1)
+    rows, columns = torch.arange(size[0]), torch.arange(size[1])
+    inside_rows = (rows >= top) & (rows < bottom)  # [B, H]
+    inside_columns = (columns >= left) & (columns < right)  # [B, W]
+    return inside_rows[:, :, None] & inside_columns[:, None, :]
+
+
+def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """float32 [B, K]: smoothing / K everywhere, and 1 - smoothing more at the label."""
+    shape = (len(labels), num_classes)
+    targets = torch.full(shape, smoothing / num_classes, device=labels.device)
+    return targets.scatter_(1, labels[:, None], 1 - smoothing + smoothing / num_classes)
+
+
+def mix(
+    pixels: Tensor,
+    targets: Tensor,
+    *,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    probability: float,
+    cutmix_share: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Mixup or cutmix of each image with another one, and of the targets in proportion.
+
+    Args:
+        pixels: float [B, 3, H, W].
+        targets: float [B, K].
+        mixup_alpha: weights come from Beta(alpha, alpha); 0 for no mixup.
+        cutmix_alpha: pasted areas come from Beta(alpha, alpha); 0 for no cutmix.
+        probability: that an image is mixed at all.
+        cutmix_share: share of cutmix where both are on.
+        generator: on the CPU.
+    """
+    count, _, height, width = pixels.shape
+    device = pixels.device
+    # numpy has a Beta that takes a generator, torch has none.
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    mixed = torch.rand(count, generator=generator) < probability
+    cut = torch.rand(count, generator=generator) < cutmix_share
+    if not (mixup_alpha > 0 and cutmix_alpha > 0):
+        cut = torch.full((count,), cutmix_alpha > 0)
+    own = torch.ones(count)  # the weight of the image itself
+    if mixup_alpha > 0:
+        drawn = torch.from_numpy(rng.beta(mixup_alpha, mixup_alpha, count)).float()
+        own = torch.where(mixed & ~cut, drawn, own)
+    weights = own.to(device)[:, None, None, None]  # [B, 1, 1 or H, 1 or W]
+    if cutmix_alpha > 0:
+        areas = torch.from_numpy(rng.beta(cutmix_alpha, cutmix_alpha, count)).float()
+        square = torch.full((count,), height / width)  # pasted boxes have the image's shape
+        boxes = random_boxes(areas, square, (height, width), generator)
+        boxes *= (mixed & cut)[:, None]  # empty where nothing is pasted
+        inside = box_masks(boxes, (height, width)).to(device)[:, None]
+        weights = torch.where(inside, 0.0, weights)
+        # What counts is the area that was pasted, in whole pixels, not the one that was drawn.
+        top, bottom, left, right = boxes.unbind(1)
+        own = own * (1 - (bottom - top) * (right - left) / (height * width))
+    partner = torch.randperm(count, generator=generator).to(device)
+    pixels = torch.lerp(pixels.index_select(0, partner), pixels, weights)
+    share = own.to(device)[:, None]
+    return pixels, torch.lerp(targets.index_select(0, partner), targets, share)
+
+
+def _uniform(
+    shape: tuple[int, ...], bounds: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    low, high = bounds
+    return low + (high - low) * torch.rand(shape, generator=generator)
