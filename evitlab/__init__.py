@@ -10,6 +10,7 @@ from evitlab.models.cost import count_macs, count_params
 from evitlab.models.weights import LoadReport, load_weights
 from evitlab.models.zoo import create_model, list_models, load_model
 from evitlab.records import Accuracy, TrainingRecord, environment_card
+from evitlab.training.augment import Augment
 from evitlab.training.checkpoint import save_weights
 from evitlab.training.loop import evaluate, train
 from evitlab.training.recipe import RECIPES, Recipe
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Accuracy",
+    "Augment",
     "Dataset",
     "Finding",
     "LoadReport",
