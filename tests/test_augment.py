@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evitlab.training import augment as aug
+from evitlab.training import crops
 from evitlab.training import randaugment as ra
 from evitlab.training.augment import IMAGENET_MEAN, IMAGENET_STD, Augment, normalize
 from evitlab.training.recipe import RECIPES, Recipe
@@ -142,7 +143,7 @@ def test_geometric_operation_equals_pillow(
     kinds = torch.full((1, len(images)), list(ra.OPERATIONS).index(name))
     plan = ra.Plan(kinds, torch.full((1, len(images)), amount))
     matrices, moved = ra.compose_geometry(plan, (24, 32))
-    ours = aug.warp(images, matrices=matrices, fill=(1.0, 0.0, 0.0))
+    ours = crops.warp(images, matrices=matrices, fill=(1.0, 0.0, 0.0))
     theirs = torch.stack(
         [
             from_pil(
@@ -161,7 +162,7 @@ def test_geometric_operation_equals_pillow(
 def test_whole_pixel_translation_by_hand() -> None:
     images = random_images(1, 4, 4)
     matrices = ra.translation_x(torch.tensor([0.25]), 4, 4)
-    moved = aug.warp(images, matrices=matrices, fill=(0.2, 0.4, 0.6))
+    moved = crops.warp(images, matrices=matrices, fill=(0.2, 0.4, 0.6))
     assert torch.equal(moved[..., :3], images[..., 1:])
     assert moved[0, :, :, 3].float().unique(dim=1).flatten().tolist() == [51, 102, 153]
 
@@ -174,7 +175,7 @@ def test_composed_geometry_is_one_operation_after_the_other() -> None:
     matrices, _ = ra.compose_geometry(ra.Plan(kinds, amounts), (8, 8))
     shifted = torch.zeros_like(images)
     shifted[..., :6] = images[..., 2:]
-    assert torch.equal(aug.warp(images, matrices=matrices), shifted.rot90(1, (2, 3)))
+    assert torch.equal(crops.warp(images, matrices=matrices), shifted.rot90(1, (2, 3)))
 
 
 def test_levels_equal_timms() -> None:
@@ -218,7 +219,7 @@ def test_jitter_uses_each_operation_once_per_image() -> None:
 
 def test_pad_crop_gives_windows_of_the_padded_images() -> None:
     images = random_images(200, 6, 8)
-    cropped = aug.pad_crop(images, 2, generator())
+    cropped = crops.pad_crop(images, 2, generator())
     padded = F.pad(images, (2, 2, 2, 2))
     seen = set()
     for image, result in zip(padded, cropped, strict=True):
@@ -235,17 +236,17 @@ def test_pad_crop_gives_windows_of_the_padded_images() -> None:
 
 def test_pad_crop_without_padding_changes_nothing() -> None:
     images = random_images()
-    assert torch.equal(aug.pad_crop(images, 0, generator()), images)
+    assert torch.equal(crops.pad_crop(images, 0, generator()), images)
 
 
 def test_flip_mirrors_the_chosen_images() -> None:
     images = torch.arange(12, dtype=torch.uint8).view(2, 3, 1, 2)
-    flipped = aug.flip(images, torch.tensor([False, True]))
+    flipped = crops.flip(images, torch.tensor([False, True]))
     assert flipped.flatten().tolist() == [0, 1, 2, 3, 4, 5, 7, 6, 9, 8, 11, 10]
 
 
 def test_resized_boxes_stay_inside_and_keep_to_their_ranges() -> None:
-    boxes = aug.resized_boxes(2000, (48, 64), (0.2, 0.7), generator())
+    boxes = crops.resized_boxes(2000, (48, 64), (0.2, 0.7), generator())
     top, left, tall, wide = boxes.unbind(1)
     assert (top >= 0).all() and (left >= 0).all()
     assert (top + tall <= 48.001).all() and (left + wide <= 64.001).all()
@@ -255,23 +256,23 @@ def test_resized_boxes_stay_inside_and_keep_to_their_ranges() -> None:
 
 
 def test_boxes_of_a_very_long_image_stay_inside() -> None:
-    top, left, tall, wide = aug.resized_boxes(50, (8, 400), (0.9, 1.0), generator()).unbind(1)
+    top, left, tall, wide = crops.resized_boxes(50, (8, 400), (0.9, 1.0), generator()).unbind(1)
     assert (tall > 0).all() and (top + tall <= 8.001).all() and (left + wide <= 400.01).all()
 
 
 def test_warp_to_the_whole_image_changes_nothing() -> None:
     images = random_images(4, 24, 32)
     boxes = torch.tensor([[0.0, 0.0, 24.0, 32.0]]).repeat(4, 1)
-    assert torch.equal(aug.warp(images, boxes=boxes), images)
+    assert torch.equal(crops.warp(images, boxes=boxes), images)
     flipped = torch.tensor([True, False, True, False])
     identity = torch.eye(3, dtype=torch.float64).repeat(4, 1, 1)
-    both = aug.warp(images, boxes=boxes, flipped=flipped, matrices=identity)
-    assert torch.equal(both, aug.flip(images, flipped))
+    both = crops.warp(images, boxes=boxes, flipped=flipped, matrices=identity)
+    assert torch.equal(both, crops.flip(images, flipped))
 
 
 def test_warp_to_a_box_is_crop_and_bilinear_resize() -> None:
     images = smooth_images(1, 32, 32)
-    result = aug.warp(images, boxes=torch.tensor([[8.0, 4.0, 16.0, 16.0]]))
+    result = crops.warp(images, boxes=torch.tensor([[8.0, 4.0, 16.0, 16.0]]))
     crop = images[:, :, 8:24, 4:20].float()
     resized = F.interpolate(crop, (32, 32), mode="bilinear", align_corners=False).round()
     inner = (..., slice(2, -2), slice(2, -2))  # the outermost pixels see beyond the crop
@@ -281,7 +282,7 @@ def test_warp_to_a_box_is_crop_and_bilinear_resize() -> None:
 def test_geometry_shows_the_fill_beyond_the_crop_not_the_image() -> None:
     images = torch.full((1, 3, 8, 8), 200, dtype=torch.uint8)
     matrices = ra.translation_x(torch.tensor([0.5]), 8, 8)
-    result = aug.warp(images, boxes=torch.tensor([[2.0, 0.0, 4.0, 4.0]]), matrices=matrices)
+    result = crops.warp(images, boxes=torch.tensor([[2.0, 0.0, 4.0, 4.0]]), matrices=matrices)
     assert (result[..., :4] == 200).all() and (result[..., 4:] == 0).all()
 
 

@@ -97,11 +97,10 @@ def open_named(name: str, split: str) -> Source:
     if not files:
         _fetch(name, split)
         found, files = _local_files(name, split)
-    source = open_parquet(files, folder, found, title=spec.title, label=spec.label)
-    names = source.class_names
-    if len(names) < spec.num_classes:
-        names = tuple(str(label) for label in range(spec.num_classes))
-    return replace(source, title=_title(spec, source), class_names=names)
+    source = open_parquet(
+        files, folder, found, title=spec.title, label=spec.label, num_classes=spec.num_classes
+    )
+    return replace(source, title=_title(spec, source))
 
 
 def _local_files(name: str, split: str) -> tuple[str, list[Path]]:

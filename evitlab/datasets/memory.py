@@ -119,7 +119,9 @@ class Dataset:
             uint8 [B, 3, H, W] and int64 [B].
         """
         pin = torch.device(device).type == "cuda" and self.images.device.type == "cpu"
-        for chosen in order.cpu().split(batch_size):
+        order = order.cpu()
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
             images = self.images[chosen.to(self.images.device)]
             labels = self.labels[chosen]
             # Only pinned memory is copied while the GPU still works on the batch before.

@@ -106,7 +106,13 @@ def open_parquet_path(path: Path, split: str) -> Source:
 
 
 def open_parquet(
-    files: Sequence[Path], folder: Path, split: str, *, title: str, label: str | None = None
+    files: Sequence[Path],
+    folder: Path,
+    split: str,
+    *,
+    title: str,
+    label: str | None = None,
+    num_classes: int | None = None,
 ) -> Source:
     """Read the labels and class names of some parquet files; images follow on demand.
 
@@ -116,6 +122,8 @@ def open_parquet(
         split: as which the source presents itself.
         title: as which the source presents itself.
         label: the label column, where there are several.
+        num_classes: where no names are to be found, so many numbers stand for them; None counts
+            up to the highest label.
 
     Raises:
         ValueError: a file is not parquet, or has no image or no label column.
@@ -132,7 +140,8 @@ def open_parquet(
     labels = np.concatenate([column.to_numpy().astype(np.int64) for column in columns])
     names = _class_names(schema, label_column, folder)
     if not names:
-        names = tuple(str(number) for number in range(int(labels.max(initial=-1)) + 1))
+        count = num_classes or int(labels.max(initial=-1)) + 1
+        names = tuple(str(number) for number in range(count))
     reader = ParquetReader(files, image_column, f"{title} ({split})")
     return Source(title, split, labels, names, reader)
 

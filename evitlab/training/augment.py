@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from evitlab.training.crops import flip, pad_crop, resized_boxes, uniform, warp
 from evitlab.training.randaugment import (
     Plan,
     apply_colors,
@@ -28,8 +28,6 @@ from evitlab.training.recipe import Recipe
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_LOG_CROP_ASPECTS = (math.log(3 / 4), math.log(4 / 3))
-_CROP_ATTEMPTS = 10
 _ERASED_AREAS = (0.02, 1 / 3)
 _LOG_ERASED_ASPECTS = (math.log(0.3), -math.log(0.3))
 
@@ -152,110 +150,6 @@ class Augment:
         return images
 
 
-def pad_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Cut a window of the original size out of the zero-padded images, each at its own offset.
-
-    Args:
-        images: uint8 [B, 3, H, W].
-        padding: pixels added on each side.
-        generator: on the CPU.
-    """
-    count, channels, height, width = images.shape
-    span = 2 * padding + 1
-    down, right = torch.randint(span, (2, count, 1, 1), generator=generator)
-    padded = F.pad(images, (padding,) * 4)
-    wide, tall = width + 2 * padding, height + 2 * padding
-    # Every run of `width` bytes is a row of this view, so rows are copied whole: ten times faster
-    # than picking pixels.
-    runs = padded.flatten().as_strided((padded.numel() - width + 1, width), (1, 1))
-    image, channel = torch.arange(count)[:, None, None], torch.arange(channels)[:, None]
-    starts = ((image * channels + channel) * tall + torch.arange(height) + down) * wide + right
-    return runs.index_select(0, starts.flatten().to(images.device)).view_as(images)
-
-
-def flip(images: Tensor, flipped: Tensor) -> Tensor:
-    """Mirror the images where `flipped`, bool [B] on the CPU, is true."""
-    both = torch.stack([images, images.flip(-1)]).flatten(0, 1)  # [2 * B, 3, H, W]
-    chosen = torch.arange(len(images)) + len(images) * flipped
-    return both.index_select(0, chosen.to(images.device))
-
-
-def resized_boxes(
-    count: int, size: tuple[int, int], scale: tuple[float, float], generator: torch.Generator
-) -> Tensor:
-    """Crops of random area, shape (3:4 to 4:3) and place.
-
-    Args:
-        count: B.
-        size: (height, width) of the images.
-        scale: share of the area, least and most.
-        generator: on the CPU.
-
-    Returns:
-        float32 [B, 4]: top, left, height, width in pixels.
-    """
-    height, width = size
-    draws = (_CROP_ATTEMPTS, count)
-    areas = _uniform(draws, scale, generator) * (height * width)
-    aspects = _uniform(draws, _LOG_CROP_ASPECTS, generator).exp()
-    tall, wide = (areas / aspects).sqrt(), (areas * aspects).sqrt()
-    fits = (tall <= height) & (wide <= width)
-    # The first that fits, and where none does (a very long image), the first cut to the image.
-    first = fits.float().argmax(0, keepdim=True)
-    tall = tall.gather(0, first)[0].clamp(max=height)
-    wide = wide.gather(0, first)[0].clamp(max=width)
-    places = torch.rand(2, count, generator=generator)
-    return torch.stack([places[0] * (height - tall), places[1] * (width - wide), tall, wide], 1)
-
-
-def warp(
-    images: Tensor,
-    *,
-    boxes: Tensor | None = None,
-    flipped: Tensor | None = None,
-    matrices: Tensor | None = None,
-    fill: Sequence[float] = (0.0, 0.0, 0.0),
-) -> Tensor:
-    """Crop to boxes and resize, then flip, then map by matrices, sampling bilinearly once.
-
-    Args:
-        images: uint8 [B, 3, H, W].
-        boxes: [B, 4] as from `resized_boxes`; None for the whole image.
-        flipped: bool [B].
-        matrices: [B, 3, 3] as from `compose_geometry`.
-        fill: per channel, in units of the full range: what shows beyond the edge of the crop.
-
-    Returns:
-        uint8 [B, 3, H, W].
-    """
-    height, width = images.shape[2:]
-    device = images.device
-    x = (torch.arange(width, device=device) + 0.5) * (2 / width) - 1  # in -1..1, as grid_sample's
-    y = ((torch.arange(height, device=device) + 0.5) * (2 / height) - 1)[:, None]
-    inside = None
-    if matrices is not None:
-        to_pixels = torch.tensor(
-            [[width / 2, 0, width / 2], [0, height / 2, height / 2], [0, 0, 1]], dtype=torch.float64
-        )
-        m = (to_pixels.inverse() @ matrices @ to_pixels).float().to(device)[:, :, :, None, None]
-        (a, b, c), (d, e, f) = m[:, 0].unbind(1), m[:, 1].unbind(1)
-        x, y = a * x + b * y + c, d * x + e * y + f
-        inside = (x.abs() <= 1) & (y.abs() <= 1)  # [B, H, W]
-    if flipped is not None:
-        x = x * torch.where(flipped, -1.0, 1.0).to(device)[:, None, None]
-    if boxes is not None:
-        top, left, tall, wide = boxes.to(device)[:, :, None, None].unbind(1)
-        x = x * (wide / width) + (2 * left + wide) / width - 1
-        y = y * (tall / height) + (2 * top + tall) / height - 1
-    shape = (len(images), height, width)
-    grid = torch.stack([x.expand(shape), y.expand(shape)], -1)
-    sampled = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
-    if inside is not None:
-        outside = torch.tensor(fill, device=device).mul_(255)[:, None, None]
-        sampled = torch.where(inside[:, None], sampled, outside)
-    return sampled.round_().to(torch.uint8)
-
-
 def erase(pixels: Tensor, probability: float, generator: torch.Generator) -> None:
     """Overwrite one box per chosen image with standard normal noise, in place.
 
@@ -268,8 +162,8 @@ def erase(pixels: Tensor, probability: float, generator: torch.Generator) -> Non
     """
     count, channels, height, width = pixels.shape
     chosen = (torch.rand(count, generator=generator) < probability).nonzero()
-    areas = _uniform((len(chosen),), _ERASED_AREAS, generator)
-    aspects = _uniform((len(chosen),), _LOG_ERASED_ASPECTS, generator).exp()
+    areas = uniform((len(chosen),), _ERASED_AREAS, generator)
+    aspects = uniform((len(chosen),), _LOG_ERASED_ASPECTS, generator).exp()
     seed = int(torch.randint(2**62, (), generator=generator))
     boxes = random_boxes(areas, aspects, (height, width), generator)
     # Found on the CPU, where the boxes are, so that the GPU need not be asked how many there are.
@@ -373,10 +267,3 @@ def mix(
     pixels = torch.lerp(pixels.index_select(0, partner), pixels, weights)
     share = own.to(device)[:, None]
     return pixels, torch.lerp(targets.index_select(0, partner), targets, share)
-
-
-def _uniform(
-    shape: tuple[int, ...], bounds: tuple[float, float], generator: torch.Generator
-) -> Tensor:
-    low, high = bounds
-    return low + (high - low) * torch.rand(shape, generator=generator)
