@@ -43,8 +43,9 @@ class _ThisPython(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
+        launch = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         return KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            argv=[*launch, "--log-level=ERROR"],  # it warns of plain text on the loopback device
             display_name="Python 3",
             language="python",
         )
