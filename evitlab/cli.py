@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from evitlab.records import Record, TrainingRecord, write_atomically
+
 USER_MISTAKES = (ValueError, OSError, ArithmeticError)  # one line and exit code 2
 
 
@@ -80,6 +84,53 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--no-resume", action="store_true", help="start over")
     train.add_argument("--out", required=True, metavar="DIR")
     train.add_argument("--json", metavar="FILE", help="also write the record there")
+
+    evaluate = command(
+        "evaluate", _evaluate, "measure the accuracy of trained weights on a data set",
+        "evitlab evaluate runs/m0 --data cifar10",
+    )  # fmt: skip
+    evaluate.add_argument("weights", metavar="RUN|FILE|NAME",
+                          help="a run's folder, a .safetensors file, or a name in data/checkpoints")
+    evaluate.add_argument("--data", default=None, metavar="NAME|PATH", help="as in `train`")
+    evaluate.add_argument("--split", default="val", help="default: %(default)s")
+    evaluate.add_argument("--batch-size", type=int, default=256, metavar="N")
+    evaluate.add_argument("--device", help="cpu, cuda, mps (default: cpu)", default="cpu")
+    evaluate.add_argument("--json", metavar="FILE", help="also write the record there")
+
+    export = command(
+        "export", _export, "write trained weights again, in half precision if asked",
+        "evitlab export runs/m0 data/checkpoints/m0.safetensors --half",
+    )  # fmt: skip
+    export.add_argument("weights", metavar="RUN|FILE|NAME")
+    export.add_argument("file", metavar="FILE.safetensors")
+    export.add_argument("--half", action="store_true", help="float16 tensors")
+
+    models = command(
+        "models", _models, "list the models with their size and cost",
+        "evitlab models 'efficientvit_m?'",
+    )  # fmt: skip
+    models.add_argument("pattern", nargs="?", default="*", help="shell wildcards")
+    models.add_argument("--json", metavar="FILE", help="also write the table there")
+
+    bench = command(
+        "bench", _bench, "time our models against timm's, and the data path of training",
+        "evitlab bench efficientvit_m0 --batch-sizes 1 32 --json speed.json",
+    )  # fmt: skip
+    bench.add_argument("models", nargs="*", metavar="MODEL", help="default: all six")
+    bench.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32], metavar="N")
+    bench.add_argument("--rounds", type=int, default=15, metavar="N", help="default: %(default)s")
+    bench.add_argument("--threads", type=int, default=1, metavar="N", help="default: %(default)s")
+    bench.add_argument("--json", metavar="FILE", help="also write the record there")
+
+    reproduce = command(
+        "reproduce", _reproduce, "run the notebooks and hold their findings beside the paper's",
+        "evitlab reproduce --scale quick --out figures",
+    )  # fmt: skip
+    reproduce.add_argument("--scale", default="quick", help="smoke or quick (default: %(default)s)")
+    reproduce.add_argument("--out", default="figures", metavar="DIR", help="default: %(default)s")
+    reproduce.add_argument("--notebooks", nargs="+", metavar="NAME", help="default: all")
+    reproduce.add_argument("--save-notebooks", action="store_true",
+                           help="write the executed notebooks back to notebooks/")
     return parser
 
 
@@ -132,7 +183,105 @@ def _train(args: argparse.Namespace) -> None:
         device=args.device,
         command=args.command_line,
     )
+    _curves(record, Path(args.out))
+    _save_json(record, args.json)
     print(
         f"finished: top-1 {record.final.top1:.2f} %, top-5 {record.final.top5:.2f} % on "
         f"{record.final.n} images after {len(record.history)} epochs; see {args.out}"
     )
+
+
+def _curves(record: TrainingRecord, out: Path) -> None:
+    from evitlab.figures import save_figure, training_curves
+
+    save_figure(training_curves([record]), "training_curves", record.to_frame(), out_dir=out)
+
+
+def _save_json(record: Record, file: str | None) -> None:
+    if file:
+        record.save(file)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from evitlab.datasets import default_dataset_name, open_dataset
+    from evitlab.models.zoo import load_model
+    from evitlab.training.loop import evaluate
+
+    model = load_model(args.weights)
+    size = model.config.img_size
+    data = open_dataset(args.data or default_dataset_name(), args.split, img_size=size)
+    if model.class_names and model.class_names != data.class_names:
+        raise ValueError(
+            f"--data: expected the classes of the weights ({', '.join(model.class_names[:3])}, …), "
+            f"got {data.num_classes} classes ({', '.join(data.class_names[:3])}, …)"
+        )
+    accuracy = evaluate(model, data, batch_size=args.batch_size, device=args.device)
+    _save_json(accuracy, args.json)
+    print(
+        f"{data.title} ({data.split}), {accuracy.n} images: top-1 {accuracy.top1:.2f} %, "
+        f"top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.3f}"
+    )
+
+
+def _export(args: argparse.Namespace) -> None:
+    from evitlab.models.zoo import load_model
+    from evitlab.training.checkpoint import save_weights
+
+    if Path(args.file).suffix != ".safetensors":
+        raise ValueError(f"FILE: expected a name that ends in .safetensors, got {args.file!r}")
+    model = load_model(args.weights)
+    save_weights(model, args.file, class_names=model.class_names, half=args.half)
+    print(f"{args.file}: {Path(args.file).stat().st_size / 2**20:.1f} MiB")
+
+
+def _models(args: argparse.Namespace) -> None:
+    from evitlab.models.cost import count_macs, count_params
+    from evitlab.models.zoo import create_model, list_models
+
+    names = list_models(args.pattern)
+    if not names:
+        raise ValueError(f"pattern: expected one that matches a model, got {args.pattern!r}")
+    rows = []
+    for name in names:
+        side = {"_p4": 32, "_p8": 64}.get(name[-3:], 224)
+        model = create_model(name, img_size=side)
+        macs = count_macs(model) / 1e6
+        params = count_params(model) / 1e6
+        rows.append({"model": name, "img_size": side, "params_m": params, "macs_m": macs})
+    frame = pd.DataFrame(rows)
+    print(frame.to_string(index=False, float_format="{:.2f}".format))
+    if args.json:
+        write_atomically(args.json, frame.to_json(orient="records", indent=1))
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from evitlab.analysis.throughput import compare_with_timm
+    from evitlab.models.zoo import VARIANTS
+
+    record = compare_with_timm(
+        args.models or tuple(VARIANTS),
+        batch_sizes=args.batch_sizes,
+        rounds=args.rounds,
+        threads=args.threads,
+    )
+    _save_json(record, args.json)
+    print(record.to_frame().to_string(index=False, float_format="{:.2f}".format))
+    for row in record.data_path:
+        print(
+            f"data path of recipe {row.recipe}: {row.data_ms:.1f} ms of a "
+            f"{row.step_ms:.1f} ms step ({row.model}, batch {row.batch_size}): {row.share_pct:.1f} %"
+        )
+    print(f"ratio: timm's time / ours, median of {record.rounds} rounds, quartiles beside it; "
+          f"{record.environment.hardware}")  # fmt: skip
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from evitlab.report import reproduce
+
+    report = reproduce(
+        scale=args.scale,
+        out_dir=args.out,
+        notebooks=args.notebooks,
+        save_notebooks=args.save_notebooks,
+    )
+    return 0 if report.ok else 1

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from evitlab.models.config import STEM_STRIDES, EfficientViTConfig
 
 ACTIVATIONS = {"relu": nn.ReLU, "hardswish": nn.Hardswish}
+FOLD_FROM = 1024  # positions of a map from which folding its BatchNorm on the way is faster
 
 
 # Table 1, in the paper's order; kernels from the official build file.
@@ -38,6 +39,13 @@ VARIANTS: dict[str, EfficientViTConfig] = {
 }
 
 
+class PointwiseConv(nn.Conv2d):
+    """1 x 1 convolution as one matrix product over the tokens: no copy in channels-last memory."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
 class ConvNorm(nn.Sequential):
     """Convolution without bias, then normalisation; `gain` is the norm's initial weight."""
 
@@ -46,10 +54,20 @@ class ConvNorm(nn.Sequential):
         gain: float = 1.0, norm: str = "batch",
     ) -> None:  # fmt: skip
         super().__init__()
-        pad = kernel // 2
-        self.conv = nn.Conv2d(in_chs, out_chs, kernel, stride, pad, groups=groups, bias=False)
+        conv = PointwiseConv if kernel == 1 else nn.Conv2d
+        self.conv = conv(in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out_chs) if norm == "batch" else LayerNorm2d(out_chs)
         nn.init.constant_(self.bn.weight, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bn, weight = self.bn, self.conv.weight
+        affine = isinstance(bn, nn.BatchNorm2d) and not bn.training
+        if not affine or torch.compiler.is_compiling() or x[:, 0].numel() < FOLD_FROM:
+            return bn(self.conv(x))
+        # In evaluation BatchNorm is a fixed affine map; in the kernel it costs no pass of its own.
+        scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
+        shift = torch.addcmul(bn.bias, bn.running_mean, scale, value=-1)
+        return self.conv._conv_forward(x, weight * scale.view(-1, 1, 1, 1), shift)
 
 
 class NormLinear(nn.Sequential):
@@ -134,7 +152,8 @@ class CascadedGroupAttention(nn.Module):
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """x [B * windows, C, rows, columns]; padding [windows, N], True where a token is none."""
         B, _, H, W = x.shape
-        bias = self.attention_biases[:, self.attention_bias_idxs]  # [h, N, N]
+        bias = self.attention_biases.index_select(1, self.attention_bias_idxs.flatten())
+        bias = bias.view(self.num_heads, H * W, H * W)
         splits = x.split(self.split_dim, 1) * (1 if self.split_dim < x.shape[1] else self.num_heads)
         outputs: list[Tensor] = []
         for head, (qkv, dw) in enumerate(zip(self.qkvs, self.dws, strict=True)):
@@ -149,7 +168,8 @@ class CascadedGroupAttention(nn.Module):
             if padding is not None:
                 logits = _fill_windows(logits, padding[:, None], float("-inf"))
             attention = self.softmax(logits)
-            outputs.append(torch.bmm(v, attention.transpose(1, 2)).view(B, -1, H, W))
+            output = torch.bmm(attention, v.transpose(1, 2))  # [B, N, d]
+            outputs.append(output.view(B, H, W, -1).permute(0, 3, 1, 2))
         return self.proj(torch.cat(outputs, 1))
 
 
@@ -197,15 +217,16 @@ class LocalWindowAttention(nn.Module):
                 padding[:H, :W] = False
                 padding = self._partition(padding[None, None]).flatten(1)  # [windows, N]
         grid = x.shape[2] // rows, x.shape[3] // columns
-        x = self.attn(self._partition(x), padding)
-        x = x.view(B, *grid, C, rows, columns).permute(0, 3, 1, 4, 2, 5)
-        return x.reshape(B, C, grid[0] * rows, grid[1] * columns)[:, :, :H, :W]
+        x = self.attn(self._partition(x), padding).permute(0, 2, 3, 1)
+        x = x.reshape(B, *grid, rows, columns, C).transpose(2, 3)
+        x = x.reshape(B, grid[0] * rows, grid[1] * columns, C)[:, :H, :W]
+        return x.permute(0, 3, 1, 2)
 
     def _partition(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B * windows, C, rows, columns]"""
         (rows, columns), (B, C, H, W) = self.window, x.shape
-        x = x.reshape(B, C, H // rows, rows, W // columns, columns)
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, C, rows, columns)
+        x = x.permute(0, 2, 3, 1).reshape(B, H // rows, rows, W // columns, columns, C)
+        return x.transpose(2, 3).reshape(-1, rows, columns, C).permute(0, 3, 1, 2)
 
 
 def _ffn_layers(dim: int, drop: float, config: EfficientViTConfig, gain: float) -> list[nn.Module]:
@@ -372,6 +393,7 @@ class EfficientViT(nn.Module):
         if min(x.shape[2:]) < self.config.patch_size:
             least = self.config.patch_size
             raise ValueError(f"images: expected sides of at least {least}, got {list(x.shape[2:])}")
+        x = x.contiguous(memory_format=torch.channels_last)
         return self.stages(self.patch_embed(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
