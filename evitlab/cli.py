@@ -268,8 +268,8 @@ def _bench(args: argparse.Namespace) -> None:
     print(record.to_frame().to_string(index=False, float_format="{:.2f}".format))
     for row in record.data_path:
         print(
-            f"data path of recipe {row.recipe}: {row.data_ms:.1f} ms of a "
-            f"{row.step_ms:.1f} ms step ({row.model}, batch {row.batch_size}): {row.share_pct:.1f} %"
+            f"data path of recipe {row.recipe}: {row.data_ms:.1f} of {row.step_ms:.1f} ms a step, "
+            f"{row.share_pct:.1f} % ({row.model}, batch {row.batch_size})"
         )
     print(f"ratio: timm's time / ours, median of {record.rounds} rounds, quartiles beside it; "
           f"{record.environment.hardware}")  # fmt: skip

@@ -13,14 +13,14 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d, SqueezeExcite, trunc_normal_
+from timm.layers import SqueezeExcite
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from evitlab.models.config import STEM_STRIDES, EfficientViTConfig
+from evitlab.models.layers import ConvNorm, NormLinear, Residual
 
 ACTIVATIONS = {"relu": nn.ReLU, "hardswish": nn.Hardswish}
-FOLD_FROM = 1024  # positions of a map from which folding its BatchNorm on the way is faster
 
 
 # Table 1, in the paper's order; kernels from the official build file.
@@ -37,63 +37,6 @@ VARIANTS: dict[str, EfficientViTConfig] = {
         ("m5", (192, 288, 384), (1, 3, 4), (3, 3, 4), (7, 5, 3, 3)),
     )
 }
-
-
-class PointwiseConv(nn.Conv2d):
-    """1 x 1 convolution as one matrix product over the tokens: no copy in channels-last memory."""
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-
-
-class ConvNorm(nn.Sequential):
-    """Convolution without bias, then normalisation; `gain` is the norm's initial weight."""
-
-    def __init__(
-        self, in_chs: int, out_chs: int, kernel: int = 1, *, stride: int = 1, groups: int = 1,
-        gain: float = 1.0, norm: str = "batch",
-    ) -> None:  # fmt: skip
-        super().__init__()
-        conv = PointwiseConv if kernel == 1 else nn.Conv2d
-        self.conv = conv(in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(out_chs) if norm == "batch" else LayerNorm2d(out_chs)
-        nn.init.constant_(self.bn.weight, gain)
-
-    def forward(self, x: Tensor) -> Tensor:
-        bn, weight = self.bn, self.conv.weight
-        affine = isinstance(bn, nn.BatchNorm2d) and not bn.training
-        if not affine or torch.compiler.is_compiling() or x[:, 0].numel() < FOLD_FROM:
-            return bn(self.conv(x))
-        # In evaluation BatchNorm is a fixed affine map; in the kernel it costs no pass of its own.
-        scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
-        shift = torch.addcmul(bn.bias, bn.running_mean, scale, value=-1)
-        return self.conv._conv_forward(x, weight * scale.view(-1, 1, 1, 1), shift)
-
-
-class NormLinear(nn.Sequential):
-    """The classifier: normalisation, then a linear layer; [B, C] -> [B, classes]."""
-
-    def __init__(self, in_features: int, out_features: int, *, norm: str = "batch") -> None:
-        super().__init__()
-        self.bn = nn.BatchNorm1d(in_features) if norm == "batch" else nn.LayerNorm(in_features)
-        self.linear = nn.Linear(in_features, out_features)
-        trunc_normal_(self.linear.weight, std=0.02)
-        nn.init.zeros_(self.linear.bias)
-
-
-class Residual(nn.Module):
-    """x + m(x), with m dropped for whole images at rate `drop` while training."""
-
-    def __init__(self, m: nn.Module, drop: float = 0.0) -> None:
-        super().__init__()
-        self.m = m
-        self.drop = drop
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.drop == 0.0:
-            return x + self.m(x)
-        keep = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(1 - self.drop).div_(1 - self.drop)
-        return x + self.m(x) * keep
 
 
 class FFN(nn.Module):
