@@ -67,7 +67,7 @@ def load_weights(
     target = model.state_dict()
     copies: dict[str, Tensor] = {}
     resized, mismatched = [], []
-    for key in target.keys() & tensors.keys():
+    for key in (key for key in target if key in tensors):
         value, shape = tensors[key], target[key].shape
         if value.ndim == 2 and shape[2:] == (1, 1):  # official files keep 1x1 kernels as matrices
             value = value[:, :, None, None]
