@@ -95,7 +95,9 @@ def train(
     step_model = torch.compile(model) if recipe.compile else model
     optimizer = torch.optim.AdamW(
         param_groups_weight_decay(
-            model, recipe.weight_decay, getattr(model, "no_weight_decay", set)()
+            model,
+            recipe.weight_decay,
+            no_weight_decay_list=getattr(model, "no_weight_decay", set)(),
         ),
         lr=recipe.peak_lr,
         betas=recipe.betas,
