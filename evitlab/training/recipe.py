@@ -1,8 +1,96 @@
 """Training recipes: every hyperparameter of a run in one frozen record."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_number, value))
+
+
+# What is expected of a field, in words and as a test.
+_RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    (
+        "at least 1, an integer",
+        lambda value: _whole(value) and value >= 1,
+        ("epochs", "batch_size", "repeats", "validate_every"),
+    ),
+    (
+        "at least 1, an integer, or None",
+        lambda value: value is None or (_whole(value) and value >= 1),
+        ("lr_batch",),
+    ),
+    (
+        "0 or more, an integer",
+        lambda value: _whole(value) and value >= 0,
+        ("cooldown_epochs", "crop_padding", "randaugment_ops"),
+    ),
+    (
+        "an integer of at most 63 bits",  # what torch takes as a seed
+        lambda value: _whole(value) and -(2**63) <= value < 2**63,
+        ("seed",),
+    ),
+    (
+        "a positive number",
+        lambda value: _number(value) and value > 0,
+        ("lr", "eps", "clip_grad"),
+    ),
+    (
+        "0 or more",
+        lambda value: _number(value) and value >= 0,
+        (
+            "min_lr",
+            "warmup_lr",
+            "warmup_epochs",
+            "weight_decay",
+            "color_jitter",
+            "randaugment_std",
+            "mixup_alpha",
+            "cutmix_alpha",
+        ),
+    ),
+    (
+        "0 to below 1",
+        lambda value: _number(value) and 0 <= value < 1,
+        ("ema_decay", "label_smoothing"),
+    ),
+    (
+        "0 to 1",
+        lambda value: _number(value) and 0 <= value <= 1,
+        ("flip", "mix_prob", "switch_prob", "random_erasing"),
+    ),
+    (
+        "0 to 10",
+        lambda value: _number(value) and 0 <= value <= 10,
+        ("randaugment_magnitude",),
+    ),
+    (
+        "a tuple of two numbers from 0 to below 1",
+        lambda value: _pair(value) and all(0 <= beta < 1 for beta in value),
+        ("betas",),
+    ),
+    (
+        "a tuple (least, most) of shares, above 0 and up to 1",
+        lambda value: _pair(value) and 0 < value[0] <= value[1] <= 1,
+        ("crop_scale",),
+    ),
+    ("True or False", lambda value: isinstance(value, bool), ("compile",)),
+)
+_CHOICES = {
+    "clip": ("none", "norm", "agc"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "crop": ("none", "pad", "resized"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,22 +136,11 @@ class Recipe:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "repeats", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr: expected a positive number, got {self.lr}")
-        for name in ("warmup_epochs", "cooldown_epochs", "weight_decay", "min_lr", "warmup_lr"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        for name in ("ema_decay", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 0 to below 1, got {getattr(self, name)}")
-        for name, allowed in (
-            ("clip", ("none", "norm", "agc")),
-            ("precision", ("auto", "float32", "bfloat16")),
-            ("crop", ("none", "pad", "resized")),
-        ):
+        for expected, fits, names in _RANGES:
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {allowed}, got {getattr(self, name)!r}")
 
