@@ -153,7 +153,7 @@ def _read(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Tensor
     elif source == "timm":
         state = _from_hub(model)
     else:
-        state = _read_file(find_checkpoint(source))
+        state = read_file(find_checkpoint(source))
     for key in ("model", "state_dict"):  # the official and timm's training checkpoints nest it
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -164,7 +164,11 @@ def _read(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Tensor
     return {key: value for key, value in state.items() if not key.endswith(derived)}
 
 
-def _read_file(path: Path) -> Any:
+def read_file(path: Path) -> Any:
+    """What a .safetensors file or a pickle of plain values and tensors holds, on the CPU.
+
+    Raises ValueError, naming the file, where it is damaged or needs code to be unpickled.
+    """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as tensors:

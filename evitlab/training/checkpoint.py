@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import save as serialize
 from torch import nn
 
 from evitlab.models.efficientvit import EfficientViT
+from evitlab.models.weights import read_file
 from evitlab.records import write_atomically
 
 FORMAT = 1
@@ -33,11 +33,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises ValueError where the file is truncated, holds code, or is no checkpoint of a run.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from error
+    state = read_file(Path(path))
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path}: expected a checkpoint of format {FORMAT} of this library")
     return state

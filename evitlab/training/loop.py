@@ -1,4 +1,4 @@
-"""Train and evaluate: one loop, readable from top to bottom.
+"""Train: one loop, readable from top to bottom.
 
 A run is a function of (model, data, recipe): every random number of step s of epoch e is drawn
 from a generator seeded with (seed, e, s), so a run that was killed continues from its last
@@ -9,10 +9,8 @@ import dataclasses
 import json
 import math
 import os
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +22,18 @@ from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from evitlab.datasets import Dataset
+from evitlab.datasets import Dataset, StreamingDataset
 from evitlab.models.cost import count_macs, count_params
+from evitlab.models.efficientvit import EfficientViT
+from evitlab.models.weights import load_weights, read_card
 from evitlab.models.zoo import normalization
-from evitlab.records import (
-    Accuracy,
-    EpochLog,
-    TrainingRecord,
-    environment_card,
-    write_atomically,
-)
-from evitlab.training.augment import Augment, normalize
+from evitlab.records import Accuracy, EpochLog, TrainingRecord, environment_card, write_atomically
+from evitlab.training.augment import Augment
 from evitlab.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from evitlab.training.evaluation import check_labels, checked_device, evaluate
 from evitlab.training.recipe import Recipe
+
+_RECORDED = ("model", "img_size", "num_classes", "dataset", "train_images", "recipe")
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -45,8 +42,8 @@ class NonFiniteLoss(ArithmeticError):
 
 def train(
     model: nn.Module,
-    train_data: Dataset,
-    val_data: Dataset,
+    train_data: Dataset | StreamingDataset,
+    val_data: Dataset | StreamingDataset,
     recipe: Recipe,
     *,
     out_dir: str | os.PathLike[str],
@@ -64,14 +61,14 @@ def train(
         recipe: hyperparameters.
         out_dir: receives `model.safetensors` (final weights), `record.json` and `checkpoints/`
             (`last.pt`, every epoch, and `best.safetensors`, the highest validation top-1).
-        resume: continue a run that was stopped, and return the record of a finished one; False
-            starts over.
+        resume: continue a run that was stopped; of a finished one load the final weights and
+            return the record. False removes what an earlier run left and starts over.
         device: where to train; None takes a GPU if there is one.
         command: the command line that regenerates the record, kept in it.
         scale: smoke, quick, lab or paper, kept in the record.
 
     Raises:
-        ValueError: data and model do not fit, or `out_dir` holds a different run.
+        ValueError: data and model do not fit, no such device, or `out_dir` holds a different run.
         NonFiniteLoss: the loss is NaN or infinite.
         OSError: `out_dir` cannot be written.
 
@@ -79,19 +76,24 @@ def train(
     Pitfall: `best` is chosen on the validation data, so report `final` where that is a test set.
     """
     out = Path(out_dir)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    _check_fit(model, train_data, val_data)
+    device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _check_fit(model, train_data, val_data, recipe)
     identity = _identity(model, train_data, recipe)
-    if resume and (out / "record.json").exists():
-        record = TrainingRecord.load(out / "record.json")
-        _check_same_run(_identity_of(record), identity, out)
-        return record
     last = out / "checkpoints" / "last.pt"
+    state = None
+    if resume:
+        if (out / "record.json").exists() and (out / "model.safetensors").exists():
+            return _finished_run(model.to(device), identity, out)
+        if last.exists():
+            state = load_checkpoint(last)
+            _check_same_run(state["identity"], identity, out)
     # Written first, so that a folder that cannot be written costs no epoch.
     write_atomically(out / "recipe.json", json.dumps(identity, indent=1) + "\n")
+    if not resume:
+        _remove_earlier_run(out)
     names = train_data.class_names
 
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     step_model = torch.compile(model) if recipe.compile else model
     optimizer = torch.optim.AdamW(
         param_groups_weight_decay(
@@ -108,14 +110,13 @@ def train(
     mean, std = normalization(model)
     augment = Augment(
         dataclasses.replace(recipe, crop="none") if train_data.crops_on_load else recipe,
-        num_classes=model.num_classes,
+        num_classes=identity["num_classes"],
         mean=mean,
         std=std,
     )
     history: list[EpochLog] = []
-    if resume and last.exists():
-        state = load_checkpoint(last)
-        _check_same_run(state["identity"], identity, out)
+    accuracy: Accuracy | None = None
+    if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if ema:
@@ -129,11 +130,11 @@ def train(
         initial=images * len(history),
         unit="img",
         unit_scale=True,
-        disable=None if sys.stderr.isatty() else False,
         mininterval=1,
     )
-    clipped = [p for name, p in model.named_parameters() if not name.startswith("head.")]
-    with bar, torch.random.fork_rng():
+    clipped = _all_but_classifier(model)
+    # Other GPUs than the one in use are left out: there may be many, and torch warns of the time.
+    with bar, torch.random.fork_rng([device] if device.type == "cuda" else []):
         for epoch in range(len(history) + 1, recipe.total_epochs + 1):
             model.train()
             order = _epoch_order(len(train_data), recipe, epoch)[:images]
@@ -164,11 +165,7 @@ def train(
                 total_loss += loss.detach()
                 if device.type == "cpu" or step % 20 == 0 or step == steps - 1:
                     if not math.isfinite(total_loss.item()):
-                        raise NonFiniteLoss(
-                            f"loss is not finite at epoch {epoch}, step {step + 1} of {steps}, "
-                            f"learning rate {rate:.3g}; last good checkpoint: "
-                            f"{last if last.exists() else 'none yet'}"
-                        )
+                        raise _non_finite("loss", (epoch, step + 1, steps), rate, last)
                     mean_loss = total_loss.item() / (step + 1)
                     bar.set_description(f"epoch {epoch}/{recipe.total_epochs}", refresh=False)
                     bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
@@ -187,6 +184,10 @@ def train(
                     log, val_top1=accuracy.top1, val_top5=accuracy.top5, val_loss=accuracy.loss
                 )
                 bar.write(f"epoch {epoch}: loss {mean_loss:.3f}, top-1 {accuracy.top1:.2f} %")
+            # The last step's update comes after its loss: no checkpoint may hold a broken one.
+            if not math.isfinite(log.val_loss or 0) or not _is_finite(model):
+                what = "loss" if log.val_loss is None else "validation loss"
+                raise _non_finite(what, (epoch, steps, steps), rate, last)
             history.append(log)
             if log.val_top1 is not None and epoch == _best_epoch(history):
                 save_weights(model, out / "checkpoints" / "best.safetensors", class_names=names)
@@ -200,12 +201,13 @@ def train(
                 },
                 last,
             )
-    final = evaluate(model, val_data, device=device)
+    # A run that was stopped after its last epoch still has to be measured.
+    final = accuracy or evaluate(model, val_data, device=device)
     if ema:
         save_weights(ema.module, out / "model_ema.safetensors", class_names=names)
     save_weights(model, out / "model.safetensors", class_names=names)
     record = TrainingRecord(
-        **identity,
+        **{name: identity[name] for name in _RECORDED},
         params=count_params(model),
         macs=count_macs(model, train_data.img_size),
         history=tuple(history),
@@ -227,77 +229,19 @@ def train(
     return record
 
 
-@torch.no_grad()
-def evaluate(
+def _check_fit(
     model: nn.Module,
-    data: Dataset,
-    *,
-    batch_size: int = 256,
-    device: str | torch.device | None = None,
-) -> Accuracy:
-    """Top-1 and top-5 accuracy and mean cross-entropy over a data set.
-
-    Args:
-        model: run in evaluation mode; its own mode comes back afterwards.
-        data: labelled images.
-        batch_size: images per forward pass.
-        device: None evaluates where the model's parameters are.
-
-    Raises:
-        ValueError: no images, or labels outside the model's classes.
-    """
-    if len(data) == 0:
-        raise ValueError("data: expected at least one image, got none")
-    _check_labels(model, data)
-    home = next(model.parameters()).device
-    device = torch.device(device) if device else home
-    mean, std = normalization(model)
-    hits = torch.zeros(2, dtype=torch.float64)
-    loss = torch.zeros((), dtype=torch.float64)
-    with _mode(model.to(device), training=False):
-        batches = data.batches(torch.arange(len(data)), batch_size, device=device)
-        for pixels, labels in tqdm(
-            batches,
-            total=math.ceil(len(data) / batch_size),
-            desc="evaluate",
-            unit="batch",
-            leave=False,
-            delay=2,
-        ):
-            inputs = normalize(pixels, mean, std).contiguous(memory_format=torch.channels_last)
-            logits = model(inputs).float()
-            loss += F.cross_entropy(logits, labels, reduction="sum").cpu()
-            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            hits += torch.stack([ranked[:, 0].sum(), ranked.sum()]).cpu()
-    model.to(home)
-    top1, top5 = (100 * hits / len(data)).tolist()
-    return Accuracy(
-        top1=top1,
-        top5=top5,
-        loss=loss.item() / len(data),
-        n=len(data),
-        environment=environment_card(
-            device=device, layout="channels_last", batch_size=batch_size, dataset=data.title
-        ),
-    )
-
-
-def _check_labels(model: nn.Module, data: Dataset) -> None:
-    classes = getattr(model, "num_classes", data.num_classes)
-    if data.num_classes > classes:
-        raise ValueError(
-            f"data: expected labels of at most {classes} classes (the model's), got "
-            f"{data.num_classes} in {data.title}"
-        )
-
-
-def _check_fit(model: nn.Module, train_data: Dataset, val_data: Dataset) -> None:
-    if len(train_data) < 2 or len(val_data) == 0:
-        raise ValueError(
-            "train_data, val_data: expected at least 2 and 1 images, got "
-            f"{len(train_data)} and {len(val_data)}"
-        )
-    _check_labels(model, train_data)
+    train_data: Dataset | StreamingDataset,
+    val_data: Dataset | StreamingDataset,
+    recipe: Recipe,
+) -> None:
+    sizes = len(train_data), len(val_data)
+    if sizes[0] < 2 or sizes[1] < 1:
+        raise ValueError(f"train_data, val_data: expected at least 2 and 1 images, got {sizes}")
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    if recipe.batch_size == 1 and any(isinstance(module, norms) for module in model.modules()):
+        raise ValueError("batch_size: expected at least 2, as BatchNorm needs them, got 1")
+    check_labels(model, train_data)
     if train_data.class_names != val_data.class_names:
         raise ValueError(
             f"val_data: expected the training data's {train_data.num_classes} classes, got "
@@ -305,29 +249,44 @@ def _check_fit(model: nn.Module, train_data: Dataset, val_data: Dataset) -> None
         )
 
 
-def _identity(model: nn.Module, data: Dataset, recipe: Recipe) -> dict[str, Any]:
-    """What must be equal for a run to be continued; the start of its record."""
+def _identity(model: nn.Module, data: Dataset | StreamingDataset, recipe: Recipe) -> dict[str, Any]:
+    """What must be equal for a run to be continued."""
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     return {
-        "model": model.pretrained_cfg["architecture"],
+        "model": cfg.get("architecture") or type(model).__name__,
         "img_size": data.img_size,
-        "num_classes": model.num_classes,
+        "num_classes": getattr(model, "num_classes", data.num_classes),
         "dataset": data.title,
         "train_images": len(data),
         "recipe": dataclasses.asdict(recipe),
+        # Overrides such as `cascade=False` change the function, but no name and no weight's shape.
+        "config": dataclasses.asdict(model.config) if isinstance(model, EfficientViT) else {},
     }
 
 
-def _identity_of(record: TrainingRecord) -> dict[str, Any]:
-    names = ("model", "img_size", "num_classes", "dataset", "train_images", "recipe")
-    return {name: getattr(record, name) for name in names}
+def _finished_run(model: nn.Module, identity: dict[str, Any], out: Path) -> TrainingRecord:
+    """The record of the run in `out`, after its weights were loaded; errors if it is another."""
+    record = TrainingRecord.load(out / "record.json")
+    found = {name: getattr(record, name) for name in _RECORDED}
+    weights = out / "model.safetensors"
+    config = read_card(weights)["config"] if isinstance(model, EfficientViT) else {}
+    _check_same_run({**found, "config": config}, identity, out)
+    load_weights(model, weights)
+    return record
 
 
 def _check_same_run(found: dict[str, Any], wanted: dict[str, Any], out: Path) -> None:
-    flat_found, flat_wanted = ({**run, **run["recipe"]} for run in (found, wanted))
+    """Compare what the run in `out` recorded; a field that is younger than it is not compared."""
+
+    def flat(run: dict[str, Any]) -> dict[str, Any]:
+        plain = json.loads(json.dumps(run))  # JSON has no tuples
+        return {**plain.pop("config", {}), **plain.pop("recipe"), **plain}
+
+    there, asked_for = flat(found), flat(wanted)
     differing = [
-        f"{key} {flat_found.get(key)} there, {value} asked for"
-        for key, value in flat_wanted.items()
-        if key != "recipe" and flat_found.get(key) != value
+        f"{key} {value} there, {asked_for.get(key)} asked for"
+        for key, value in there.items()
+        if asked_for.get(key) != value
     ]
     if differing:
         raise ValueError(
@@ -336,9 +295,36 @@ def _check_same_run(found: dict[str, Any], wanted: dict[str, Any], out: Path) ->
         )
 
 
+def _remove_earlier_run(out: Path) -> None:
+    """Else a run that is stopped early would be continued, or reported, as the one before it."""
+    checkpoints = ("checkpoints/last.pt", "checkpoints/best.safetensors")
+    for name in ("record.json", "model.safetensors", "model_ema.safetensors", *checkpoints):
+        (out / name).unlink(missing_ok=True)
+
+
+def _all_but_classifier(model: nn.Module) -> list[nn.Parameter]:
+    """What adaptive clipping applies to, as in timm."""
+    found: Any = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
+    classifiers = found if isinstance(found, tuple) else (found,)  # distilled models have two
+    exempt = {id(weight) for classifier in classifiers for weight in classifier.parameters()}
+    return [weight for weight in model.parameters() if id(weight) not in exempt]
+
+
+def _is_finite(model: nn.Module) -> bool:
+    return bool(torch.stack([v.isfinite().all() for v in model.state_dict().values()]).all())
+
+
+def _non_finite(what: str, place: tuple[int, int, int], rate: float, last: Path) -> NonFiniteLoss:
+    epoch, step, steps = place
+    return NonFiniteLoss(
+        f"{what} is not finite at epoch {epoch}, step {step} of {steps}, learning rate "
+        f"{rate:.3g}; last good checkpoint: {last if last.exists() else 'none yet'}"
+    )
+
+
 def _best_epoch(history: list[EpochLog]) -> int:
-    validated = [log for log in history if log.val_top1 is not None]
-    return max(validated, key=lambda log: log.val_top1, default=history[-1]).epoch
+    validated = [(log.val_top1, -log.epoch) for log in history if log.val_top1 is not None]
+    return -max(validated)[1] if validated else history[-1].epoch
 
 
 def _seed(recipe: Recipe, epoch: int, step: int = -1) -> int:
@@ -363,14 +349,3 @@ def _autocast(device: torch.device, precision: str) -> Any:
     if _precision(device, precision) == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
-
-
-@contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was_training in before:
-            module.training = was_training
