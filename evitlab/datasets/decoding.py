@@ -183,13 +183,16 @@ def _sizes_differ(first: tuple[int, ...], second: tuple[int, ...], where: str) -
 
 
 def jpeg_quality(data: bytes) -> int | None:
-    """Quality setting (1..100) that a JPEG was written with; None for another format.
+    """Quality setting (1..100) that a JPEG was written with; None if it is no readable JPEG.
 
     Estimated from the luminance quantisation table, so exact only for encoders that scale the
     standard's table, as libjpeg does.
     """
-    with Image.open(io.BytesIO(data)) as image:
-        tables: dict[int, Sequence[int]] | None = getattr(image, "quantization", None)
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            tables: dict[int, Sequence[int]] = getattr(image, "quantization", {})
+    except (OSError, SyntaxError):
+        return None
     if not tables:
         return None
     percent = 100 * sum(tables[0]) / _JPEG_TABLE_SUM

@@ -1,8 +1,9 @@
 """The embedded data set: ten shapes, textured, on clutter, drawn by numpy.
 
-It needs no file and no network. Every picture is a function of (split, index) alone, and the
-pixels of the object are known, so attention maps can be scored against the truth. The class is
-the outline only: colours, texture, place, size, turn and background say nothing about it.
+It needs no file and no network. Every picture is a function of (split, index) alone, up to the
+rounding of the machine's mathematics library, and the pixels of the object are known, so attention
+maps can be scored against the truth. The class is the outline only: colours, texture, place, size,
+turn and background say nothing about it.
 
 Shape legend: n images that are drawn together, H x W pixels. Lengths are fractions of the short
 side of the image; a shape lives in its own frame, where it fills about the unit disk and y points
@@ -122,12 +123,12 @@ def draw(
     images = np.empty((len(indices), 3, height, width), np.uint8)
     masks = np.empty((len(indices), height, width), np.bool_)
     step = max(1, _CHUNK_PIXELS // (height * width))
-    starts = range(0, len(indices), step)
-    for start in tqdm(starts, desc=f"embedded ({split})", delay=2.0, leave=False):
-        chunk = indices[start : start + step]
-        images[start : start + step], masks[start : start + step] = _draw_chunk(
-            split, chunk, height, width
-        )
+    title = f"embedded ({split})"
+    with tqdm(total=len(indices), desc=title, unit="img", delay=2.0, leave=False) as bar:
+        for start in range(0, len(indices), step):
+            here = slice(start, start + step)
+            images[here], masks[here] = _draw_chunk(split, indices[here], height, width)
+            bar.update(len(images[here]))
     return images, masks
 
 
@@ -233,10 +234,10 @@ def _paint_object(
     canvas: Floats, scene: _Scene, indices: NDArray[np.int64], x: Floats, y: Floats, short: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     u = scene.main
-    radius = _column(0.24 + 0.14 * u[:, 8])
-    angle = (u[:, 9] - 0.5) * (_TURN / 5)  # up to 36 degrees either way
-    dx = (x - _column(0.26 * (u[:, 10] - 0.5))) / radius
-    dy = (y - _column(0.26 * (u[:, 11] - 0.5))) / radius
+    radius = _column(0.31 + 0.11 * u[:, 8])
+    angle = (u[:, 9] - 0.5) * (_TURN / 9)  # up to 20 degrees either way
+    dx = (x - _column(0.18 * (u[:, 10] - 0.5))) / radius
+    dy = (y - _column(0.18 * (u[:, 11] - 0.5))) / radius
     own_x = dx * _column(np.cos(angle)) + dy * _column(np.sin(angle))
     own_y = dy * _column(np.cos(angle)) - dx * _column(np.sin(angle))
     distance = np.empty_like(own_x)

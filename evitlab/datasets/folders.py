@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -44,37 +45,20 @@ def open_tar(path: Path, split: str) -> Source:
         ValueError: see `open_folder`; or no tar, or a compressed one whose images take more than
             8 GiB.
     """
-    members: dict[str, tuple[int, int]] = {}
-    unpacked: dict[str, bytes] = {}
-    total_bytes = 0
     compressed = _is_compressed(path)
     try:
-        tar = tarfile.open(path)
-    except tarfile.TarError as error:
+        with tarfile.open(path) as tar:
+            members = {_plain_name(member): member for member in tar if _is_image_member(member)}
+            unpacked = _unpack(tar, path, members) if compressed else {}
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: neither a folder, a parquet file nor a tar ({error})") from error
-    with tar:
-        for member in tar:
-            name = PurePosixPath(member.name.lstrip("/")).as_posix()
-            if not (member.isreg() and _is_image(PurePosixPath(name).name)) or member.issparse():
-                continue
-            members[name] = (member.offset_data, member.size)
-            if compressed:
-                total_bytes += member.size
-                if total_bytes > _MAX_UNPACKED_BYTES:
-                    raise ValueError(
-                        f"{path}: the images of a compressed tar are kept in memory and may take "
-                        f"{_MAX_UNPACKED_BYTES / 2**30:.0f} GiB at most; use an uncompressed tar"
-                    )
-                stream = tar.extractfile(member)
-                assert stream is not None
-                unpacked[name] = stream.read()
     files = sorted(members)
     prefix = _wrapping_folder(files)
     inner = [name[len(prefix) :] for name in files]
 
     def reader(kept: Sequence[str]) -> _TarReader:
         names = [prefix + name for name in kept]
-        places = [members[name] for name in names]
+        places = [(members[name].offset_data, members[name].size) for name in names]
         contents = [unpacked[name] for name in names] if compressed else None
         return _TarReader(path, names, places, contents)
 
@@ -84,6 +68,29 @@ def open_tar(path: Path, split: str) -> Source:
 def _is_image(name: str) -> bool:
     # Names with a leading dot are what macOS and editors leave behind.
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def _plain_name(member: tarfile.TarInfo) -> str:
+    return PurePosixPath(member.name.lstrip("/")).as_posix()
+
+
+def _is_image_member(member: tarfile.TarInfo) -> bool:
+    name = PurePosixPath(member.name).name
+    return member.isreg() and not member.issparse() and _is_image(name)
+
+
+def _unpack(
+    tar: tarfile.TarFile, path: Path, members: dict[str, tarfile.TarInfo]
+) -> dict[str, bytes]:
+    total = sum(member.size for member in members.values())
+    if total > _MAX_UNPACKED_BYTES:
+        raise ValueError(
+            f"{path}: the images of a compressed tar are kept in memory and may take "
+            f"{_MAX_UNPACKED_BYTES / 2**30:.0f} GiB at most, got {total / 2**30:.0f}; "
+            "use an uncompressed tar"
+        )
+    streams = {name: tar.extractfile(member) for name, member in members.items()}
+    return {name: stream.read() for name, stream in streams.items() if stream is not None}
 
 
 def _is_compressed(path: Path) -> bool:
@@ -118,12 +125,11 @@ def _open_listing(
         canonical_split(part[0]) and len(part) > 2 for part in parts if len(part) > 1
     )
     level = 1 if has_splits else 0
-    stray = next((name for name, part in zip(files, parts, strict=True) if len(part) < level + 2),
-                 None)
-    if stray is not None:
+    stray = [name for name, part in zip(files, parts, strict=True) if len(part) < level + 2]
+    if stray:
         raise ValueError(
-            f"{root}: expected <class>/<file> or <split>/<class>/<file>, got {stray!r} outside a "
-            "class folder"
+            f"{root}: expected <class>/<file> or <split>/<class>/<file>, got {stray[0]!r} outside "
+            "a class folder"
         )
     # Numbered over all splits, so that a class which one of them lacks does not shift the others.
     class_names = tuple(sorted({part[level] for part in parts}))

@@ -19,6 +19,7 @@ from evitlab.datasets.parquet import open_parquet_path
 from evitlab.datasets.sources import SPLITS, Source, stratified
 from evitlab.datasets.streaming import StreamingDataset
 
+AnyDataset = Dataset | StreamingDataset
 EMBEDDED = "embedded"
 # Above this many bytes of pixels a set is streamed instead of being kept in memory.
 STREAM_ABOVE_BYTES = 4 * 2**30
@@ -32,7 +33,7 @@ def open_dataset(
     limit: int | None = None,
     on_error: OnError = "raise",
     streaming: bool | None = None,
-) -> Dataset | StreamingDataset:
+) -> AnyDataset:
     """Open a data set by name or path.
 
     Args:

@@ -7,6 +7,7 @@ name. Images are read one row group at a time, since a large set does not fit in
 from __future__ import annotations
 
 import bisect
+import hashlib
 import json
 import os
 import pickle
@@ -132,7 +133,7 @@ def open_parquet(
         schema = pq.read_schema(files[0])
         image_column = _image_column(schema, files[0])
         label_column = _label_column(schema, label, files[0])
-        columns = [pq.read_table(path, columns=[label_column])[label_column] for path in files]
+        columns = [pq.ParquetFile(path).read([label_column])[label_column] for path in files]
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{files[0].parent}: a parquet file cannot be read ({error})") from error
     if any(column.null_count for column in columns):
@@ -253,10 +254,16 @@ class ParquetReader:
         folder = self.files[0].parent
         if not os.access(folder, os.W_OK):
             folder = Path("~/.cache/evitlab").expanduser() / folder.name
-        target = folder / ".arrow" / f"{self.files[0].stem}.arrow"
+        target = folder / ".arrow" / f"{self.files[0].stem}-{self._fingerprint()}.arrow"
         if not target.is_file():
             self._copy(target)
         return MappedReader(target, self.title)
+
+    def _fingerprint(self) -> str:
+        """Changes with the files, so that a copy of older ones is never taken for theirs."""
+        stats = [(str(path.resolve()), path.stat()) for path in self.files]
+        listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        return hashlib.sha256(repr((listing, self.column)).encode()).hexdigest()[:12]
 
     def _copy(self, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -193,8 +193,8 @@ def random_resized_box(
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             return left, top, left + w, top + h
     # A picture so long that no such crop fits: the central part of admissible shape.
-    w = min(width, round(height * _ASPECTS[1]))
-    h = min(height, round(width / _ASPECTS[0]))
+    w = min(width, max(1, round(height * _ASPECTS[1])))
+    h = min(height, max(1, round(width / _ASPECTS[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
