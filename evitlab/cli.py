@@ -8,10 +8,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import pandas as pd
 
+from evitlab.models.efficientvit import EfficientViT
 from evitlab.records import Record, TrainingRecord, write_atomically
 
 USER_MISTAKES = (ValueError, OSError, ArithmeticError)  # one line and exit code 2
@@ -31,17 +32,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except USER_MISTAKES as error:
         if args.debug:
             raise
-        print(f"evitlab: error: {error}", file=sys.stderr)
+        # On one line, also where a library's message has several.
+        print(f"evitlab: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
 def _without_machine_paths(argv: list[str]) -> list[str]:
     """Paths cut to their last part: a record names no folder of one machine."""
-    return [Path(word).name if Path(word).is_absolute() else word for word in argv]
+
+    def cut(word: str) -> str:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else word
+
+    return [cut(word) for word in argv]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says a wrong command line in one line, as every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"evitlab: error: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="evitlab",
         description="Rebuild, measure and extend the findings of EfficientViT (CVPR 2023).",
     )
@@ -89,8 +103,11 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate", _evaluate, "measure the accuracy of trained weights on a data set",
         "evitlab evaluate runs/m0 --data cifar10",
     )  # fmt: skip
-    evaluate.add_argument("weights", metavar="RUN|FILE|NAME",
-                          help="a run's folder, a .safetensors file, or a name in data/checkpoints")
+    evaluate.add_argument(
+        "weights",
+        metavar="RUN|FILE|NAME",
+        help="a run's folder, a .safetensors file, or a name in data/checkpoints",
+    )
     evaluate.add_argument("--data", default=None, metavar="NAME|PATH", help="as in `train`")
     evaluate.add_argument("--split", default="val", help="default: %(default)s")
     evaluate.add_argument("--batch-size", type=int, default=256, metavar="N")
@@ -129,23 +146,27 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--scale", default="quick", help="smoke or quick (default: %(default)s)")
     reproduce.add_argument("--out", default="figures", metavar="DIR", help="default: %(default)s")
     reproduce.add_argument("--notebooks", nargs="+", metavar="NAME", help="default: all")
-    reproduce.add_argument("--save-notebooks", action="store_true",
-                           help="write the executed notebooks back to notebooks/")
+    reproduce.add_argument(
+        "--save-notebooks",
+        action="store_true",
+        help="write the executed notebooks back to notebooks/",
+    )
     return parser
 
 
 def _train(args: argparse.Namespace) -> None:
     import torch
 
+    from evitlab.analysis.throughput import cpu_threads
     from evitlab.datasets import default_dataset_name, open_dataset
-    from evitlab.models.zoo import create_model, small_image_name
+    from evitlab.models.zoo import create_model, list_models, small_image_name
     from evitlab.training.loop import train
     from evitlab.training.recipe import RECIPES
 
     if args.recipe not in RECIPES:
         raise ValueError(f"--recipe: expected one of {', '.join(RECIPES)}, got {args.recipe!r}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    if args.model not in list_models():
+        create_model(args.model)  # its error names the closest; now, not after decoding the data
     changes = {
         name: getattr(args, name)
         for name in ("epochs", "batch_size", "seed", "compile")
@@ -155,7 +176,7 @@ def _train(args: argparse.Namespace) -> None:
         changes |= {"lr": args.lr, "lr_batch": None}
     recipe = dataclasses.replace(RECIPES[args.recipe], **changes)
     name = args.data or default_dataset_name()
-    on_error = "skip" if args.skip_corrupt else "raise"
+    on_error: Literal["skip", "raise"] = "skip" if args.skip_corrupt else "raise"
     train_data = open_dataset(
         name, "train", img_size=args.img_size, limit=args.limit, on_error=on_error
     )
@@ -166,29 +187,41 @@ def _train(args: argparse.Namespace) -> None:
         f"validation images, {train_data.num_classes} classes, "
         f"{train_data.img_size[0]}x{train_data.img_size[1]} pixels"
     )
-    torch.manual_seed(recipe.seed)
-    model = create_model(
-        architecture,
-        img_size=train_data.img_size,
-        num_classes=train_data.num_classes,
-        weights=args.weights,
-    )
-    record = train(
-        model,
-        train_data,
-        val_data,
-        recipe,
-        out_dir=args.out,
-        resume=not args.no_resume,
-        device=args.device,
-        command=args.command_line,
-    )
+    with cpu_threads(args.threads), torch.random.fork_rng([]):
+        torch.manual_seed(recipe.seed)
+        model = create_model(
+            architecture, img_size=train_data.img_size, num_classes=train_data.num_classes
+        )
+        if args.weights:
+            _start_from(args.weights, model)
+        record = train(
+            model,
+            train_data,
+            val_data,
+            recipe,
+            out_dir=args.out,
+            resume=not args.no_resume,
+            device=args.device,
+            command=args.command_line,
+        )
     _curves(record, Path(args.out))
     _save_json(record, args.json)
     print(
         f"finished: top-1 {record.final.top1:.2f} %, top-5 {record.final.top5:.2f} % on "
         f"{record.final.n} images after {len(record.history)} epochs; see {args.out}"
     )
+
+
+def _start_from(weights: str, model: EfficientViT) -> None:
+    """Load weights; the classifier of other classes stays as it was drawn, which is said."""
+    from evitlab.models.weights import load_weights
+
+    report = load_weights(model, weights, strict=False)
+    classifier = {"head.linear.weight", "head.linear.bias"}
+    if report.missing or report.unexpected or not classifier >= set(report.mismatched):
+        load_weights(model, weights)  # says what does not fit
+    if report.mismatched:
+        print(f"{Path(weights).name}: of other classes, so the classifier is trained from scratch")
 
 
 def _curves(record: TrainingRecord, out: Path) -> None:
@@ -205,15 +238,17 @@ def _save_json(record: Record, file: str | None) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from evitlab.datasets import default_dataset_name, open_dataset
     from evitlab.models.zoo import load_model
-    from evitlab.training.loop import evaluate
+    from evitlab.training.evaluation import evaluate
 
     model = load_model(args.weights)
+    classes: Any = model.class_names
     size = model.config.img_size
     data = open_dataset(args.data or default_dataset_name(), args.split, img_size=size)
-    if model.class_names and model.class_names != data.class_names:
+    if classes and classes != data.class_names:
         raise ValueError(
-            f"--data: expected the classes of the weights ({', '.join(model.class_names[:3])}, …), "
-            f"got {data.num_classes} classes ({', '.join(data.class_names[:3])}, …)"
+            f"--data: expected the {len(classes)} classes of the weights "
+            f"({', '.join(classes[:3])}, …), got {data.num_classes} "
+            f"({', '.join(data.class_names[:3])}, …)"
         )
     accuracy = evaluate(model, data, batch_size=args.batch_size, device=args.device)
     _save_json(accuracy, args.json)
@@ -230,7 +265,8 @@ def _export(args: argparse.Namespace) -> None:
     if Path(args.file).suffix != ".safetensors":
         raise ValueError(f"FILE: expected a name that ends in .safetensors, got {args.file!r}")
     model = load_model(args.weights)
-    save_weights(model, args.file, class_names=model.class_names, half=args.half)
+    classes: Any = model.class_names
+    save_weights(model, args.file, class_names=classes, half=args.half)
     print(f"{args.file}: {Path(args.file).stat().st_size / 2**20:.1f} MiB")
 
 

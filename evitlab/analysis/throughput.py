@@ -5,7 +5,7 @@ because every operator call costs some microseconds whatever its size.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
@@ -79,19 +79,20 @@ def compare_with_timm(
         threads: of torch on the CPU.
 
     Raises:
-        ValueError: unknown model, or a number below one.
+        ValueError: unknown model, nothing to compare, or a number below one.
 
     Pitfall: a training step at batch size 1 uses 2 images, since BatchNorm needs them.
     """
     unknown = [name for name in models if name not in VARIANTS]
-    if unknown or min([*batch_sizes, rounds, threads], default=0) < 1:
-        raise ValueError(
-            f"models, batch_sizes, rounds, threads: expected names of {', '.join(VARIANTS)} and "
-            f"numbers of at least 1, got {unknown or [*batch_sizes, rounds, threads]}"
-        )
+    if unknown or not models:
+        raise ValueError(f"models: expected names of {', '.join(VARIANTS)}, got {unknown}")
+    if min(batch_sizes, default=0) < 1:
+        raise ValueError(f"batch_sizes: expected numbers of at least 1, got {list(batch_sizes)}")
+    if rounds < 1:
+        raise ValueError(f"rounds: expected at least 1, got {rounds}")
     rows = []
     tasks = [(n, t, b) for n in models for t in ("forward", "training step") for b in batch_sizes]
-    with _threads(threads):
+    with cpu_threads(threads), torch.random.fork_rng([]):  # fresh weights and noise are drawn
         for name, task, batch in tqdm(tasks, desc="bench", unit="comparison"):
             peer = timm.create_model(name)
             ours = create_model(name, weights=peer.state_dict())
@@ -103,7 +104,10 @@ def compare_with_timm(
             }
             times = interleave(calls, rounds=rounds)
             ratios = [b / a for a, b in zip(times["ours"], times["timm"], strict=True)]
-            low, middle, high = quantiles(ratios, n=4) if rounds > 1 else ratios * 3
+            # Inclusive: with few rounds the other method's quartiles lie beyond all of them.
+            low, middle, high = quantiles(
+                ratios * 2 if rounds == 1 else ratios, n=4, method="inclusive"
+            )
             rows.append(
                 SpeedRow(
                     model=name,
@@ -117,7 +121,8 @@ def compare_with_timm(
                 )
             )
         paths = tuple(_data_path(recipe, rounds) for recipe in ("cifar", "imagenet"))
-    return SpeedRecord(tuple(rows), paths, rounds, _card(threads))
+        card = environment_card(layout="contiguous input", dataset="noise")
+    return SpeedRecord(tuple(rows), paths, rounds, card)
 
 
 def interleave(calls: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
@@ -161,15 +166,16 @@ def _data_path(recipe: str, rounds: int) -> DataPathRow:
     )
 
 
-def _card(threads: int) -> Environment:
-    with _threads(threads):
-        return environment_card(layout="contiguous input", dataset="noise")
-
-
 @contextmanager
-def _threads(count: int):
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """torch's CPU threads for a while; None leaves them.
+
+    Raises ValueError where the count is below one.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"threads: expected at least 1, got {count}")
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(before if count is None else count)
     try:
         yield
     finally:
