@@ -1,13 +1,20 @@
 """The structure of an EfficientViT as it really runs: shapes, parameters and MACs by part."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from evitlab.models.cost import count_params
-from evitlab.models.efficientvit import FFN, CascadedGroupAttention, EfficientViT
+from evitlab.models.efficientvit import (
+    FFN,
+    CascadedGroupAttention,
+    EfficientViT,
+    LocalWindowAttention,
+)
+from evitlab.models.layers import ConvNorm
 from evitlab.records import BlockNode, BlockTrace
 
 Shape = tuple[int, ...]
@@ -44,7 +51,7 @@ def trace_block(
     ghost = copy.deepcopy(model).eval()
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def remember(name: str):
+    def remember(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             seen[name] = inputs[0], output
 
@@ -97,13 +104,18 @@ def _describe(module: nn.Module) -> tuple[str, str]:
     if isinstance(module, FFN):
         widths = module.pw1.conv.in_channels, module.pw1.conv.out_channels
         return "ffn", f"{widths[0]} → {widths[1]} → {widths[0]}"
-    if hasattr(module, "attn"):
+    if isinstance(module, LocalWindowAttention):
         return "attention", "window {}×{}".format(*module.window)
+    assert isinstance(module, ConvNorm)
     return "dwconv", "{}×{}".format(*module.conv.kernel_size)
 
 
 def _attention_nodes(
-    path: str, attention: CascadedGroupAttention, seen: dict, flops: dict, node
+    path: str,
+    attention: CascadedGroupAttention,
+    seen: dict[str, tuple[Tensor, Tensor]],
+    flops: dict[str, int],
+    node: Callable[..., BlockNode],
 ) -> list[BlockNode]:
     whole = seen[path][0]  # [windows, C, rows, columns]
     inputs = [seen[f"{path}.qkvs.{head}"][0] for head in range(attention.num_heads)]
@@ -121,8 +133,8 @@ def _attention_nodes(
         if not torch.equal(given, parts[head]):
             nodes.append(BlockNode(f"add {head + 1}", "add", part, part, 0, 0, head=head))
         nodes.append(node(f"{path}.qkvs.{head}", "qkv", widths, head))
-        kernel = "{}×{} on Q".format(*attention.dws[head].conv.kernel_size)
-        nodes.append(node(f"{path}.dws.{head}", "dwconv", kernel, head))
+        _, kernel = _describe(attention.dws[head])
+        nodes.append(node(f"{path}.dws.{head}", "dwconv", f"{kernel} on Q", head))
         nodes.append(
             BlockNode(
                 f"head {head + 1}", "head", nodes[-2].out_shape, value,

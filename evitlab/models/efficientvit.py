@@ -10,6 +10,7 @@ state dicts differ from timm's in nothing and from the official ones by a renami
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,12 +63,12 @@ class CascadedGroupAttention(nn.Module):
     value_ratio != 1 the overlapping channels are added (the paper does not say what it did).
     """
 
-    def __init__(
-        self, dim: int, key_dim: int, num_heads: int, window: tuple[int, int],
-        config: EfficientViTConfig,
-    ) -> None:  # fmt: skip
+    attention_bias_idxs: Tensor
+
+    def __init__(self, stage: int, window: tuple[int, int], config: EfficientViTConfig) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        dim, key_dim = config.embed_dim[stage], config.key_dim[stage]
+        self.num_heads = num_heads = config.num_heads[stage]
         self.key_dim = key_dim
         self.split_dim = dim // num_heads if config.split else dim
         self.value_dim = max(1, round(config.value_ratio * dim / num_heads))
@@ -137,14 +138,12 @@ class LocalWindowAttention(nn.Module):
     does the same. At 224 pixels there is none.
     """
 
-    def __init__(
-        self, dim: int, key_dim: int, num_heads: int, window_size: int,
-        map_size: tuple[int, int], config: EfficientViTConfig,
-    ) -> None:  # fmt: skip
+    def __init__(self, stage: int, map_size: tuple[int, int], config: EfficientViTConfig) -> None:
         super().__init__()
-        self.window = min(window_size, map_size[0]), min(window_size, map_size[1])
+        side = config.window_size[stage]
+        self.window = min(side, map_size[0]), min(side, map_size[1])
         self.mask_padding = config.mask_padding
-        self.attn = CascadedGroupAttention(dim, key_dim, num_heads, self.window, config)
+        self.attn = CascadedGroupAttention(stage, self.window, config)
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
@@ -196,10 +195,7 @@ class EfficientViTBlock(nn.Sequential):
         before, after = config.ffns
         for i in range(before + after + 1):
             if i == before:
-                attention = LocalWindowAttention(
-                    dim, config.key_dim[stage], config.num_heads[stage],
-                    config.window_size[stage], map_size, config,
-                )  # fmt: skip
+                attention = LocalWindowAttention(stage, map_size, config)
                 self.add_module("mixer", Residual(attention, drop))
                 continue
             *interaction, ffn = _ffn_layers(dim, drop, config, gain=0.0)
@@ -270,6 +266,10 @@ class EfficientViT(nn.Module):
     `set_grad_checkpointing`.
     """
 
+    head: nn.Module
+    pretrained_cfg: dict[str, Any]
+    class_names: tuple[str, ...] = ()
+
     def __init__(self, config: EfficientViTConfig) -> None:
         super().__init__()
         self.config = config
@@ -282,8 +282,8 @@ class EfficientViT(nn.Module):
             map_size = tuple(-(-side // reduction) for side in config.img_size)
             drops, rates = rates[:depth], rates[depth:]
             stages.append(EfficientViTStage(stage, map_size, drops, config))
-            info = dict(num_chs=config.embed_dim[stage], reduction=reduction)
-            self.feature_info.append({**info, "module": f"stages.{stage}"})
+            info = {"num_chs": config.embed_dim[stage], "reduction": reduction}
+            self.feature_info.append(info | {"module": f"stages.{stage}"})
         self.stages = nn.Sequential(*stages)
         self.num_features = self.head_hidden_size = config.embed_dim[-1]
         self.reset_classifier(config.num_classes)
@@ -309,13 +309,13 @@ class EfficientViT(nn.Module):
         return {name for name, _ in self.named_parameters() if "attention_biases" in name}
 
     def get_classifier(self) -> nn.Module:
-        return self.head.linear if self.num_classes else self.head
+        return self.head.linear if isinstance(self.head, NormLinear) else self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if global_pool not in (None, "avg"):
             raise ValueError(f"global_pool: expected 'avg', got {global_pool!r}")
         self.config = replace(self.config, num_classes=num_classes)
-        like = self.patch_embed.conv1.conv.weight
+        like = next(self.patch_embed.parameters())
         width, norm = self.num_features, self.config.norm
         head = NormLinear(width, num_classes, norm=norm) if num_classes else nn.Identity()
         self.head = head.to(like.device, like.dtype).train(self.training)
@@ -325,8 +325,9 @@ class EfficientViT(nn.Module):
 
         Pitfall: BatchNorm's running statistics then move twice per step.
         """
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for module in self.modules():
+            if isinstance(module, EfficientViTStage):
+                module.grad_checkpointing = enable
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] -> [B, C, H', W'], a quarter of the patch grid's sides."""

@@ -21,6 +21,9 @@ class PointwiseConv(nn.Conv2d):
 class ConvNorm(nn.Sequential):
     """Convolution without bias, then normalisation; `gain` is the norm's initial weight."""
 
+    conv: nn.Conv2d
+    bn: nn.Module
+
     def __init__(
         self, in_chs: int, out_chs: int, kernel: int = 1, *, stride: int = 1, groups: int = 1,
         gain: float = 1.0, norm: str = "batch",
@@ -28,22 +31,30 @@ class ConvNorm(nn.Sequential):
         super().__init__()
         conv = PointwiseConv if kernel == 1 else nn.Conv2d
         self.conv = conv(in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(out_chs) if norm == "batch" else LayerNorm2d(out_chs)
-        nn.init.constant_(self.bn.weight, gain)
+        bn = nn.BatchNorm2d(out_chs) if norm == "batch" else LayerNorm2d(out_chs)
+        nn.init.constant_(bn.weight, gain)
+        self.bn = bn
 
     def forward(self, x: Tensor) -> Tensor:
-        bn, weight = self.bn, self.conv.weight
-        affine = isinstance(bn, nn.BatchNorm2d) and not bn.training
-        if not affine or torch.compiler.is_compiling() or x[:, 0].numel() < FOLD_FROM:
+        bn = self.bn
+        if (
+            not isinstance(bn, nn.BatchNorm2d)
+            or bn.training
+            or x[:, 0].numel() < FOLD_FROM
+            or torch.compiler.is_compiling()
+        ):
             return bn(self.conv(x))
         # In evaluation BatchNorm is a fixed affine map; in the kernel it costs no pass of its own.
+        assert bn.running_mean is not None and bn.running_var is not None
         scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
         shift = torch.addcmul(bn.bias, bn.running_mean, scale, value=-1)
-        return self.conv._conv_forward(x, weight * scale.view(-1, 1, 1, 1), shift)
+        return self.conv._conv_forward(x, self.conv.weight * scale.view(-1, 1, 1, 1), shift)
 
 
 class NormLinear(nn.Sequential):
     """The classifier: normalisation, then a linear layer; [B, C] -> [B, classes]."""
+
+    linear: nn.Linear
 
     def __init__(self, in_features: int, out_features: int, *, norm: str = "batch") -> None:
         super().__init__()

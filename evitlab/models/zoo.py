@@ -69,18 +69,18 @@ def create_model(
         if key not in known:
             hint = _hint(key, known)
             raise ValueError(f"{key}: unknown override{hint}; known: {', '.join(known)}")
-    size = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
-    config = replace(
-        MODELS[name],
-        img_size=size,
-        num_classes=num_classes,
-        in_chans=in_chans,
+    height, width = img_size if isinstance(img_size, (tuple, list)) else (img_size, img_size)
+    changes: dict[str, Any] = {
         **{key: tuple(v) if isinstance(v, list) else v for key, v in overrides.items()},
-    )
+        "img_size": (height, width),
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+    }
+    config = replace(MODELS[name], **changes)
     model = EfficientViT(config)
     model.pretrained_cfg = {
         "architecture": name,
-        "input_size": (in_chans, *size),
+        "input_size": (in_chans, height, width),
         "num_classes": num_classes,
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
@@ -106,7 +106,7 @@ def load_model(path: str | os.PathLike[str]) -> EfficientViT:
         ValueError: not a file of this library, or damaged.
     """
     card = read_card(path)
-    config = {key: tuple(v) if isinstance(v, list) else v for key, v in card["config"].items()}
+    config: dict[str, Any] = dict(card["config"])
     model = create_model(card["architecture"], **config, weights=path).eval()
     model.class_names = tuple(card["class_names"])
     return model
