@@ -28,7 +28,7 @@ ALLOWED = {
     "records": {"schema", "resources"},
     "paper": {"resources"},
     "models": {"resources"},  # nothing but itself, and where data/checkpoints lies
-    "analysis": {"models", "records"},  # and into a model only through `capture`
+    "analysis": {"datasets", "models", "records", "training"},
     "figures": {"records", "paper", "resources"},
     "findings": {"records", "resources"},
     "explorer": {"analysis", "figures", "models", "datasets", "records"},
