@@ -162,6 +162,7 @@ def test_precision_is_the_models(look: Any) -> None:
 TRACED: list[tuple[str, dict[str, Any], int | tuple[int, int]]] = [
     ("efficientvit_m0", {}, 0),  # 224 px: four windows in the first stage
     (NAME, TINY, (40, 24)),  # padded windows
+    (NAME, TINY, 128),  # a map of 1,024 positions, where norms are folded on the way
     (NAME, {**TINY, "split": False, "cascade": False}, 0),
     (NAME, {**TINY, "ffns": (0, 1), "norm": "layer"}, 0),
     (NAME, {**TINY, "ffns": (2, 2), "token_interaction": False}, 0),

@@ -123,7 +123,9 @@ def _attention_nodes(
     parts = whole.split(inputs[0].shape[1], 1) if is_split else [whole] * attention.num_heads
     shape, part = tuple(whole.shape[1:]), tuple(inputs[0].shape[1:])
     value = (attention.value_dim, *part[1:])
-    products = flops[path] - sum(flops[f"{path}.{name}"] for name, _ in _weighted(attention))
+    # By the parts that are always called: a convolution may run folded into its norm.
+    weighted = ["proj", *(f"{kind}.{j}" for kind in ("qkvs", "dws") for j in range(len(inputs)))]
+    products = flops[path] - sum(flops[f"{path}.{name}"] for name in weighted)
     nodes = []
     if is_split:
         detail = f"{attention.num_heads} × {part[0]} channels"
@@ -147,8 +149,3 @@ def _attention_nodes(
     nodes.append(node(f"{path}.proj.0", "act", type(attention.proj[0]).__name__))
     nodes.append(node(f"{path}.proj.1", "proj", "1×1 convolution"))
     return nodes
-
-
-def _weighted(attention: CascadedGroupAttention) -> list[tuple[str, nn.Module]]:
-    """The attention's convolutions: what its MACs hold besides the two products of the maps."""
-    return [(name, m) for name, m in attention.named_modules() if isinstance(m, nn.Conv2d)]
