@@ -19,7 +19,6 @@ SMALL: dict[str, Any] = dict(img_size=32, num_classes=10, depth=(1, 1, 1))
 ABLATIONS: list[dict[str, Any]] = [
     {},
     dict(ffns=(0, 1)),
-    dict(ffns=(1, 0)),
     dict(ffns=(2, 2)),
     dict(ffns=(3, 3)),
     dict(cascade=False),
@@ -29,7 +28,8 @@ ABLATIONS: list[dict[str, Any]] = [
     dict(norm="layer"),
     dict(activation="hardswish"),
     dict(key_dim=(4, 8, 24)),
-    *(dict(value_ratio=ratio) for ratio in (0.4, 0.6, 0.8, 1.2)),
+    dict(value_ratio=0.4),
+    dict(value_ratio=1.2),
     dict(img_size=48, patch_size=8, window_size=(3, 3, 7), kernels=(3, 3, 7)),  # maps of 6, 3, 2
 ]
 

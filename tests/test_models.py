@@ -142,7 +142,7 @@ def test_weights_of_224_run_at_512(name: str) -> None:
         assert model(images(1, 3, 512, 512).float()).isfinite().all(), name
 
 
-@pytest.mark.parametrize("name", list_models("*_p?"))
+@pytest.mark.parametrize("name", [*list_models("*_p4"), *list_models("*m[05]_p8")])
 def test_small_images_keep_8_x_8_tokens(name: str) -> None:
     patch = int(name[-1])
     model = random_model(name, img_size=8 * patch, num_classes=10, depth=(1, 1, 1))
@@ -245,6 +245,31 @@ def test_train_and_eval_return_the_module() -> None:
     for name, module in create_model("efficientvit_m0_p4", **TINY).named_modules():
         assert module.train() is module, name
         assert module.eval() is module, name
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    model = random_model("efficientvit_m0_p4", **TINY).double()
+    x = images(40, 3, 32, 32)
+    with torch.no_grad():
+        alone = torch.cat([model(x[i : i + 1]) for i in (0, 17, 39)])
+        torch.testing.assert_close(model(x)[[0, 17, 39]], alone, rtol=1e-11, atol=1e-11)
+        strided = model(x.to(memory_format=torch.channels_last))[[0, 17, 39]]
+        torch.testing.assert_close(strided, alone, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_folding_norms_on_the_way_changes_nothing(
+    norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = random_model("efficientvit_m1_p4", **TINY, norm=norm).double(), images(2, 3, 32, 32)
+
+    def run(fold_from: float) -> list[Tensor]:
+        monkeypatch.setattr("evitlab.models.layers.FOLD_FROM", fold_from)
+        logits = model(x.requires_grad_())
+        return [logits, *torch.autograd.grad(logits.square().sum(), [x, *model.parameters()])]
+
+    for folded, apart in zip(run(0), run(math.inf), strict=True):
+        torch.testing.assert_close(folded, apart, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

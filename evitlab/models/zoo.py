@@ -69,10 +69,9 @@ def create_model(
         if key not in known:
             hint = _hint(key, known)
             raise ValueError(f"{key}: unknown override{hint}; known: {', '.join(known)}")
-    height, width = img_size if isinstance(img_size, (tuple, list)) else (img_size, img_size)
     changes: dict[str, Any] = {
         **{key: tuple(v) if isinstance(v, list) else v for key, v in overrides.items()},
-        "img_size": (height, width),
+        "img_size": tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size,) * 2,
         "num_classes": num_classes,
         "in_chans": in_chans,
     }
@@ -80,7 +79,7 @@ def create_model(
     model = EfficientViT(config)
     model.pretrained_cfg = {
         "architecture": name,
-        "input_size": (in_chans, height, width),
+        "input_size": (in_chans, *config.img_size),
         "num_classes": num_classes,
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
