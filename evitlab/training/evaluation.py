@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from evitlab.datasets import Dataset, StreamingDataset
+from evitlab.datasets import AnyDataset
 from evitlab.models.zoo import normalization
 from evitlab.records import Accuracy, environment_card
 from evitlab.training.augment import normalize
@@ -18,7 +18,7 @@ from evitlab.training.augment import normalize
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    data: Dataset | StreamingDataset,
+    data: AnyDataset,
     *,
     batch_size: int = 256,
     device: str | torch.device | None = None,
@@ -72,7 +72,7 @@ def evaluate(
     )
 
 
-def check_labels(model: nn.Module, data: Dataset | StreamingDataset) -> None:
+def check_labels(model: nn.Module, data: AnyDataset) -> None:
     """Raise a ValueError where the data have more classes than the model."""
     classes = getattr(model, "num_classes", data.num_classes)
     if data.num_classes > classes:

@@ -22,7 +22,7 @@ from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from evitlab.datasets import Dataset, StreamingDataset
+from evitlab.datasets import AnyDataset, StreamingDataset
 from evitlab.models.cost import count_macs, count_params
 from evitlab.models.efficientvit import EfficientViT
 from evitlab.models.weights import load_weights, read_card
@@ -42,8 +42,8 @@ class NonFiniteLoss(ArithmeticError):
 
 def train(
     model: nn.Module,
-    train_data: Dataset | StreamingDataset,
-    val_data: Dataset | StreamingDataset,
+    train_data: AnyDataset,
+    val_data: AnyDataset,
     recipe: Recipe,
     *,
     out_dir: str | os.PathLike[str],
@@ -106,6 +106,8 @@ def train(
         eps=recipe.eps,
         fused=device.type in ("cpu", "cuda"),
     )
+    if isinstance(train_data, StreamingDataset):  # it crops while it decodes
+        train_data = dataclasses.replace(train_data, crop_scale=recipe.crop_scale)
     ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     mean, std = normalization(model)
     augment = Augment(
@@ -231,8 +233,8 @@ def train(
 
 def _check_fit(
     model: nn.Module,
-    train_data: Dataset | StreamingDataset,
-    val_data: Dataset | StreamingDataset,
+    train_data: AnyDataset,
+    val_data: AnyDataset,
     recipe: Recipe,
 ) -> None:
     sizes = len(train_data), len(val_data)
@@ -249,7 +251,7 @@ def _check_fit(
         )
 
 
-def _identity(model: nn.Module, data: Dataset | StreamingDataset, recipe: Recipe) -> dict[str, Any]:
+def _identity(model: nn.Module, data: AnyDataset, recipe: Recipe) -> dict[str, Any]:
     """What must be equal for a run to be continued."""
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     return {
