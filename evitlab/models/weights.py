@@ -174,9 +174,9 @@ def read_file(path: Path) -> Any:
             with safe_open(path, "pt") as tensors:
                 return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # bytes that are no pickle raise whatever they lead the reader to
+        if isinstance(error, OSError) and error.filename:  # without: torch's, of a truncated file
+            raise
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
             raise ValueError(
