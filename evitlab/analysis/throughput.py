@@ -22,6 +22,8 @@ from evitlab.records import Environment, Record, environment_card
 from evitlab.training.augment import Augment
 from evitlab.training.recipe import RECIPES
 
+_DATA_PATH_BATCH = 128  # the recipe "cifar"
+
 
 @dataclass(frozen=True)
 class SpeedRow:
@@ -146,7 +148,7 @@ def _call(model: nn.Module, images: torch.Tensor) -> Callable[[], object]:
 
 def _data_path(recipe: str, rounds: int) -> DataPathRow:
     """Gather, augment and normalise a batch of 32-pixel images, against the step it feeds."""
-    batch_size = 128
+    batch_size = _DATA_PATH_BATCH
     data = open_dataset("embedded", "train", img_size=32, limit=1024)
     augment = Augment(RECIPES[recipe], num_classes=data.num_classes)
     model = create_model("efficientvit_m0_p4", img_size=32, num_classes=data.num_classes).train()

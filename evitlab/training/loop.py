@@ -68,7 +68,8 @@ def train(
         scale: smoke, quick, lab or paper, kept in the record.
 
     Raises:
-        ValueError: data and model do not fit, no such device, or `out_dir` holds a different run.
+        ValueError: data and model do not fit, no such device or scale, or `out_dir` holds a
+            different run.
         NonFiniteLoss: the loss is NaN or infinite.
         OSError: `out_dir` cannot be written.
 
@@ -79,6 +80,15 @@ def train(
     device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     _check_fit(model, train_data, val_data, recipe)
     identity = _identity(model, train_data, recipe)
+    card = environment_card(
+        device=device,
+        precision=_precision(device, recipe.precision),
+        layout="channels_last",
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        dataset=train_data.title,
+        scale=scale,
+    )
     last = out / "checkpoints" / "last.pt"
     state = None
     if resume:
@@ -173,13 +183,7 @@ def train(
                     bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
                 bar.update(len(labels))
             seconds = time.perf_counter() - began
-            log = EpochLog(
-                epoch=epoch,
-                train_loss=mean_loss,
-                learning_rate=rate,
-                img_per_s=images / seconds,
-                seconds=seconds,
-            )
+            log = EpochLog(epoch, mean_loss, rate, images / seconds, seconds)
             if epoch % recipe.validate_every == 0 or epoch == recipe.total_epochs:
                 accuracy = evaluate(model, val_data, device=device)
                 log = dataclasses.replace(
@@ -217,15 +221,7 @@ def train(
         best_epoch=_best_epoch(history),
         seconds=sum(log.seconds for log in history),
         command=command,
-        environment=environment_card(
-            device=device,
-            precision=_precision(device, recipe.precision),
-            layout="channels_last",
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            dataset=train_data.title,
-            scale=scale,
-        ),
+        environment=card,
     )
     record.save(out / "record.json")
     return record
