@@ -171,7 +171,7 @@ def _run_all(paths: list[Path], *, scale: str, out: Path, save: bool) -> tuple[N
             try:
                 write_notebook(execution.notebook, out / "notebooks" / path.name)
                 if save and error is None:
-                    write_notebook(execution.notebook, path)
+                    write_notebook(execution.notebook, path, to_commit=True)
             except ValueError as too_large:
                 error = error or str(too_large)
             runs.append(NotebookRun(path.stem, execution.seconds, findings, error))

@@ -27,6 +27,7 @@ MAX_NOTEBOOK_BYTES = 400_000
 CELL_TIMEOUT_S = 1800  # a cell beyond this hangs; at quick scale they take a minute at most
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+_KEPT_BACK = "remove_output"  # Jupyter's own tag; here: shows images that are not ours to pass on
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,27 @@ def run_notebook(
     return Execution(notebook, time.perf_counter() - start, error)
 
 
-def write_notebook(notebook: NotebookNode, path: Path) -> Path:
+def write_notebook(notebook: NotebookNode, path: Path, *, to_commit: bool = False) -> Path:
     """Write an executed notebook so that a second run differs from the first in results only.
 
     Dropped or replaced: timestamps, all metadata but tags and the plain Python kernel's, widget
     state, and the folders of this machine in texts. Cells keep their ids.
 
+    Args:
+        notebook: as `run_notebook` leaves it; it is not touched.
+        path: target.
+        to_commit: leave out what cells with the tag "remove_output" show: images of data sets.
+
     Raises:
         ValueError: it has more than MAX_NOTEBOOK_BYTES.
         OSError: the folder cannot be written.
     """
-    text = nbformat.writes(_normalised(notebook), version=4) + "\n"
+    normalised = _normalised(notebook)
+    if to_commit:
+        for cell in normalised.cells:
+            if _KEPT_BACK in cell.metadata.get("tags", ()):
+                cell.outputs = []
+    text = nbformat.writes(normalised, version=4) + "\n"
     size = len(text.encode())
     if size > MAX_NOTEBOOK_BYTES:
         sizes = [len(str(cell)) for cell in notebook.cells]

@@ -416,6 +416,17 @@ def test_written_notebook_is_free_of_its_machine(
     assert dict(third.data) == {"image/png": "aGk="}
 
 
+def test_images_of_data_sets_are_not_committed(tmp_path: Path) -> None:
+    cell = new_code_cell("image_grid(images)", id="x", metadata={"tags": ["remove_output"]})
+    cell.outputs = [new_output("display_data", data={"image/png": "aGk="})]
+    notebook = new_notebook(cells=[cell])
+    here = write_notebook(notebook, tmp_path / "here.ipynb")
+    shared = write_notebook(notebook, tmp_path / "shared.ipynb", to_commit=True)
+    assert len(nbformat.read(here, as_version=4).cells[0].outputs) == 1
+    assert nbformat.read(shared, as_version=4).cells[0].outputs == []
+    assert len(cell.outputs) == 1
+
+
 def test_large_notebook_is_refused(tmp_path: Path) -> None:
     small, large = new_code_cell("1"), new_code_cell("2")
     picture = base64.b64encode(bytes(330_000)).decode()
