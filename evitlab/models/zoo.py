@@ -107,6 +107,7 @@ def load_model(path: str | os.PathLike[str]) -> EfficientViT:
     card = read_card(path)
     config: dict[str, Any] = dict(card["config"])
     model = create_model(card["architecture"], **config, weights=path).eval()
+    model.pretrained_cfg |= {key: tuple(card[key]) for key in ("mean", "std") if card.get(key)}
     model.class_names = tuple(card["class_names"])
     return model
 
