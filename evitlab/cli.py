@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn
 
 import pandas as pd
 
+from evitlab.datasets import AnyDataset
 from evitlab.models.efficientvit import EfficientViT
 from evitlab.records import Record, TrainingRecord, write_atomically
 
@@ -29,12 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it can", file=sys.stderr)
         return 130
-    except USER_MISTAKES as error:
-        if args.debug:
+    except (*USER_MISTAKES, RuntimeError) as error:
+        if args.debug or not (isinstance(error, USER_MISTAKES) or _is_out_of_memory(error)):
             raise
         # On one line, also where a library's message has several.
         print(f"evitlab: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch raises its own type on a GPU, and a plain RuntimeError on a CPU."""
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def _without_machine_paths(argv: list[str]) -> list[str]:
@@ -85,16 +91,17 @@ def _parser() -> argparse.ArgumentParser:
                        "is at hand, else the embedded set)")  # fmt: skip
     train.add_argument("--recipe", default="cifar", metavar="NAME", help="default: %(default)s")
     train.add_argument("--img-size", type=int, metavar="N", help="default: the data set's own")
-    train.add_argument("--epochs", type=int, metavar="N")
+    train.add_argument("--epochs", type=int, metavar="N", help="of the whole run")
     train.add_argument("--limit", type=int, metavar="N", help="training images at most")
-    train.add_argument("--batch-size", type=int, metavar="N")
+    train.add_argument("--batch-size", type=int, metavar="N", help="images per step")
     train.add_argument("--lr", type=float, metavar="X", help="peak learning rate")
-    train.add_argument("--seed", type=int, metavar="N")
+    train.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation")
     train.add_argument("--weights", metavar="PATH|NAME|timm", help="weights to start from")
     train.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
     train.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     train.add_argument("--compile", action="store_true", default=None, help="torch.compile")
     train.add_argument("--skip-corrupt", action="store_true", help="skip unreadable images")
+    train.add_argument("--scale", help="smoke, quick, lab or paper, noted in the record")
     train.add_argument("--no-resume", action="store_true", help="start over")
     train.add_argument("--out", required=True, metavar="DIR")
     train.add_argument("--json", metavar="FILE", help="also write the record there")
@@ -110,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--data", default=None, metavar="NAME|PATH", help="as in `train`")
     evaluate.add_argument("--split", default="val", help="default: %(default)s")
+    evaluate.add_argument("--skip-corrupt", action="store_true", help="skip unreadable images")
     evaluate.add_argument("--batch-size", type=int, default=256, metavar="N")
     evaluate.add_argument("--device", help="cpu, cuda, mps (default: cpu)", default="cpu")
     evaluate.add_argument("--json", metavar="FILE", help="also write the record there")
@@ -151,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write the executed notebooks back to notebooks/",
     )
+    reproduce.add_argument("--json", metavar="FILE", help="also write the report there")
     return parser
 
 
@@ -172,19 +181,21 @@ def _train(args: argparse.Namespace) -> None:
         for name in ("epochs", "batch_size", "seed", "compile")
         if getattr(args, name) is not None
     }
+    if args.epochs is not None:
+        changes["cooldown_epochs"] = 0  # --epochs is the length of the whole run
     if args.lr is not None:
         changes |= {"lr": args.lr, "lr_batch": None}
     recipe = dataclasses.replace(RECIPES[args.recipe], **changes)
     name = args.data or default_dataset_name()
-    on_error: Literal["skip", "raise"] = "skip" if args.skip_corrupt else "raise"
     train_data = open_dataset(
-        name, "train", img_size=args.img_size, limit=args.limit, on_error=on_error
+        name, "train", img_size=args.img_size, limit=args.limit, on_error=_on_error(args)
     )
-    val_data = open_dataset(name, "val", img_size=args.img_size, on_error=on_error)
+    val_data = open_dataset(name, "val", img_size=args.img_size, on_error=_on_error(args))
     architecture = small_image_name(args.model, train_data.img_size)
     print(
-        f"{architecture} on {train_data.title}: {len(train_data)} training and {len(val_data)} "
-        f"validation images, {train_data.num_classes} classes, "
+        f"{architecture} on {train_data.title}: {len(train_data)} training images"
+        f"{_skipped(train_data)}, {len(val_data)} validation images{_skipped(val_data)}, "
+        f"{train_data.num_classes} classes, "
         f"{train_data.img_size[0]}x{train_data.img_size[1]} pixels"
     )
     with cpu_threads(args.threads), torch.random.fork_rng([]):
@@ -203,13 +214,14 @@ def _train(args: argparse.Namespace) -> None:
             resume=not args.no_resume,
             device=args.device,
             command=args.command_line,
+            scale=args.scale,
         )
     _curves(record, Path(args.out))
-    _save_json(record, args.json)
     print(
         f"finished: top-1 {record.final.top1:.2f} %, top-5 {record.final.top5:.2f} % on "
         f"{record.final.n} images after {len(record.history)} epochs; see {args.out}"
     )
+    _save_json(record, args.json)
 
 
 def _start_from(weights: str, model: EfficientViT) -> None:
@@ -243,7 +255,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     model = load_model(args.weights)
     classes: Any = model.class_names
     size = model.config.img_size
-    data = open_dataset(args.data or default_dataset_name(), args.split, img_size=size)
+    data = open_dataset(
+        args.data or default_dataset_name(), args.split, img_size=size, on_error=_on_error(args)
+    )
     if classes and classes != data.class_names:
         raise ValueError(
             f"--data: expected the {len(classes)} classes of the weights "
@@ -251,11 +265,19 @@ def _evaluate(args: argparse.Namespace) -> None:
             f"({', '.join(data.class_names[:3])}, …)"
         )
     accuracy = evaluate(model, data, batch_size=args.batch_size, device=args.device)
-    _save_json(accuracy, args.json)
     print(
-        f"{data.title} ({data.split}), {accuracy.n} images: top-1 {accuracy.top1:.2f} %, "
-        f"top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.3f}"
+        f"{data.title} ({data.split}), {accuracy.n} images{_skipped(data)}: "
+        f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.3f}"
     )
+    _save_json(accuracy, args.json)
+
+
+def _on_error(args: argparse.Namespace) -> Literal["skip", "raise"]:
+    return "skip" if args.skip_corrupt else "raise"
+
+
+def _skipped(data: AnyDataset) -> str:
+    return f" ({data.skipped} unreadable ones left out)" if data.skipped else ""
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -300,7 +322,6 @@ def _bench(args: argparse.Namespace) -> None:
         rounds=args.rounds,
         threads=args.threads,
     )
-    _save_json(record, args.json)
     print(record.to_frame().to_string(index=False, float_format="{:.2f}".format))
     for row in record.data_path:
         print(
@@ -309,6 +330,7 @@ def _bench(args: argparse.Namespace) -> None:
         )
     print(f"ratio: timm's time / ours, median of {record.rounds} rounds, quartiles beside it; "
           f"{record.environment.hardware}")  # fmt: skip
+    _save_json(record, args.json)
 
 
 def _reproduce(args: argparse.Namespace) -> int:
@@ -320,4 +342,5 @@ def _reproduce(args: argparse.Namespace) -> int:
         notebooks=args.notebooks,
         save_notebooks=args.save_notebooks,
     )
+    _save_json(report, args.json)
     return 0 if report.ok else 1

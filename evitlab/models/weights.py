@@ -50,6 +50,9 @@ def load_weights(
         strict: False accepts missing and unexpected keys, and leaves tensors of another shape
             (a classifier of another class count) as they are.
 
+    Pitfall: a bare state dict does not say whether the table of an oblong window is 5 x 3 or 3 x 5;
+    only tables of square windows are resized.
+
     Raises:
         ValueError: a file that is truncated, needs code to be unpickled or holds no state dict;
             with `strict`, keys or shapes that differ.
@@ -137,7 +140,8 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """A weights file from its path, a training run's folder, or a name in data/checkpoints."""
     given = Path(path)
     shipped = data_dir() / "checkpoints" / f"{given.name}.safetensors"
-    for file in (given, given / "model.safetensors", shipped):
+    is_name = len(given.parts) == 1  # else a mistyped path would find another file of that name
+    for file in (given, given / "model.safetensors", *([shipped] if is_name else [])):
         if file.is_file():
             return file
     names = sorted(file.stem for file in shipped.parent.glob("*.safetensors"))

@@ -52,13 +52,14 @@ def save_weights(
         model: from `create_model` or timm.
         path: target; written atomically.
         class_names: kept beside the weights.
-        half: store floating-point tensors as float16.
+        half: store kernels and matrices as float16; biases and the norms' statistics, which may
+            be larger than float16 holds, stay as they are.
 
     Raises:
         OSError: the folder cannot be written.
     """
     tensors = {
-        key: (value.half() if half and value.is_floating_point() else value).cpu().contiguous()
+        key: (value.half() if half and value.ndim > 1 else value).cpu().contiguous()
         for key, value in model.state_dict().items()
     }
     cfg = dict(getattr(model, "pretrained_cfg", None) or {})
