@@ -170,11 +170,12 @@ def test_half_precision_halves_the_file_and_keeps_the_logits(model: Any, tmp_pat
     whole = save_weights(model, tmp_path / "whole.safetensors", class_names=NAMES)
     half = save_weights(model, tmp_path / "half.safetensors", class_names=NAMES, half=True)
     bytes_of = {path: sum(t.nbytes for t in load_file(path).values()) for path in (whole, half)}
-    assert bytes_of[half] / bytes_of[whole] == pytest.approx(0.5, abs=0.01)
+    assert bytes_of[half] / bytes_of[whole] == pytest.approx(0.5, abs=0.02)
     assert half.stat().st_size < 0.7 * whole.stat().st_size  # tensors are small here
     for key, value in load_file(half).items():
         original = model.state_dict()[key]
-        expected = torch.float16 if original.is_floating_point() else original.dtype
+        halved = original.ndim > 1  # norms' statistics may be larger than float16 holds
+        expected = torch.float16 if halved else original.dtype
         assert value.dtype == expected, key
     again = load_model(half)
     assert {tensor.dtype for tensor in again.parameters()} == {torch.float32}
