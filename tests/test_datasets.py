@@ -32,6 +32,7 @@ from evitlab.datasets import (
 from evitlab.datasets.decoding import decode_all, decode_image, fit_image, jpeg_quality
 from evitlab.datasets.sources import stratified
 from evitlab.datasets.streaming import random_resized_box
+from evitlab.training.augment import erase
 
 RED, GREEN, BLUE = (200, 30, 40), (10, 180, 60), (20, 40, 220)
 
@@ -376,6 +377,46 @@ def test_folder_whose_class_is_called_train(tmp_path: Path) -> None:
     assert open_dataset(root, "train").class_names == ("car", "train")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_folders_beside_the_splits_are_no_classes(tmp_path: Path, packed: bool) -> None:
+    counts = {"train/cat": 3, "train/dog": 2, "test": 4, "unlabeled/x": 1, "extra": 1}
+    root = write_folder(tmp_path / "pets", counts)
+    path = root
+    if packed:
+        path = tmp_path / "pets.tar"
+        with tarfile.open(path, "w") as tar:
+            tar.add(root, arcname="pets")
+    for split in ("train", "all"):
+        data = open_dataset(path, split)
+        assert isinstance(data, Dataset)
+        assert data.class_names == ("cat", "dog")
+        assert (data.labels.tolist(), reds(data.images)) == ([0, 0, 0, 1, 1], [0, 1, 2, 0, 1])
+    with pytest.raises(ValueError, match=r"split: .* has train, got 'test'"):
+        open_dataset(path, "test")
+
+
+def test_image_outside_the_classes_of_a_split_is_named(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "pets", {"train/cat": 2})
+    (root / "train" / "stray.png").write_bytes(numbered(0))
+    with pytest.raises(ValueError, match=r"got 'train/stray.png' outside a class folder"):
+        open_dataset(root, "train")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("below", ["", "train/"])
+def test_hidden_folders_are_no_classes(tmp_path: Path, packed: bool, below: str) -> None:
+    # The data may themselves lie in a hidden folder.
+    hidden = (".ipynb_checkpoints", ".git/objects", "__MACOSX/cat", "cat/.thumbnails")
+    counts = {f"{below}{folder}": 1 for folder in ("cat", "dog", *hidden)}
+    path = root = write_folder(tmp_path / ".cache" / "pets", counts)
+    if packed:
+        path = tmp_path / "pets.tar"
+        with tarfile.open(path, "w") as tar:
+            tar.add(root, arcname=".")
+    data = open_dataset(path, "all")
+    assert (data.class_names, data.labels.tolist()) == (("cat", "dog"), [0, 1])
+
+
 def test_stray_and_hidden_files_are_ignored(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "pets", {"cat": 1})
     (root / "cat" / "._000.png").write_bytes(b"left by macOS")
@@ -498,10 +539,14 @@ def test_mistakes_are_explained(tmp_path: Path, home: Path) -> None:
     ):
         with pytest.raises(ValueError, match=expected):
             open_dataset(*arguments)
-    with pytest.raises(ValueError, match="img_size: expected a positive int"):
-        open_dataset("embedded", "val", img_size=0)
-    with pytest.raises(ValueError, match="limit: expected a positive"):
-        open_dataset("embedded", "val", limit=0)
+    sizes: list[Any] = [0, "32", 32.5, (32, 32.5), ("3", "2"), (8, 8, 8)]
+    for size in sizes:
+        with pytest.raises(ValueError, match="img_size: expected a positive int"):
+            open_dataset("embedded", "val", img_size=size)
+    limits: list[Any] = [0, 2.5, "2"]
+    for limit in limits:
+        with pytest.raises(ValueError, match="limit: expected a positive"):
+            open_dataset("embedded", "val", limit=limit)
 
 
 # In memory
@@ -546,6 +591,17 @@ def test_dataset_checks_its_parts() -> None:
         small_dataset(labels=torch.zeros(3).long())
     with pytest.raises(ValueError, match=r"toy \(train\): label 3 is outside 0..2 \(3 classes\)"):
         small_dataset(class_names=("a", "b", "c"))
+
+
+def test_erasing_does_not_depend_on_the_memory_layout() -> None:
+    plain_layout, last = (
+        torch.full((6, 3, 8, 10), 50.0).contiguous(memory_format=layout)
+        for layout in (torch.contiguous_format, torch.channels_last)
+    )
+    for pixels in (plain_layout, last):
+        erase(pixels, 1.0, torch.Generator().manual_seed(0))
+    assert (last != 50.0).flatten(1).any(1).all() and torch.equal(last, plain_layout)
+    assert last.is_contiguous(memory_format=torch.channels_last)
 
 
 # Streaming

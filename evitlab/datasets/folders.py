@@ -2,7 +2,8 @@
 
 Layouts: `root/<class>/<file>`, or `root/<split>/<class>/<file>` with splits named as in
 `sources.SPLITS`. Classes are numbered in the order of their sorted names. Without split folders,
-a fixed fifth of each class is held out, see `sources.split_unsplit`.
+a fixed fifth of each class is held out, see `sources.split_unsplit`. With them, folders beside
+them (unlabelled images, say) are ignored. Hidden files and folders always are.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def open_folder(root: Path, split: str) -> Source:
         ValueError: no image in it, images outside class folders, or no such split.
     """
     files: list[str] = []
-    for folder, _, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
         relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
         files += [(relative / name).as_posix() for name in names if _is_image(name)]
     return _open_listing(root, sorted(files), split, lambda kept: _FolderReader(root, kept))
@@ -65,9 +67,14 @@ def open_tar(path: Path, split: str) -> Source:
     return _open_listing(path, inner, split, reader)
 
 
-def _is_image(name: str) -> bool:
-    # Names with a leading dot are what macOS and editors leave behind.
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is what version control, macOS and editors leave behind."""
+    return name == "__MACOSX" or (name.startswith(".") and name != "..")
+
+
+def _is_image(path: str) -> bool:
+    hidden = any(_is_hidden(part) for part in path.split("/"))
+    return path.lower().endswith(IMAGE_SUFFIXES) and not hidden
 
 
 def _plain_name(member: tarfile.TarInfo) -> str:
@@ -75,8 +82,7 @@ def _plain_name(member: tarfile.TarInfo) -> str:
 
 
 def _is_image_member(member: tarfile.TarInfo) -> bool:
-    name = PurePosixPath(member.name).name
-    return member.isreg() and not member.issparse() and _is_image(name)
+    return member.isreg() and not member.issparse() and _is_image(_plain_name(member))
 
 
 def _unpack(
@@ -120,11 +126,15 @@ def _open_listing(
     if not files:
         raise ValueError(f"{root}: no images found; accepted are {', '.join(IMAGE_SUFFIXES)}")
     parts = [PurePosixPath(name).parts for name in files]
-    heads = sorted({part[0] for part in parts if len(part) > 1})
-    has_splits = bool(heads) and all(
-        canonical_split(part[0]) and len(part) > 2 for part in parts if len(part) > 1
-    )
-    level = 1 if has_splits else 0
+    splits = sorted({part[0] for part in parts if len(part) > 2 and canonical_split(part[0])})
+    if splits:  # folders beside them are no classes; a split without classes has no labels
+        files = [
+            name
+            for name, part in zip(files, parts, strict=True)
+            if len(part) == 1 or part[0] in splits
+        ]
+        parts = [PurePosixPath(name).parts for name in files]
+    level = 1 if splits else 0
     stray = [name for name, part in zip(files, parts, strict=True) if len(part) < level + 2]
     if stray:
         raise ValueError(
@@ -134,12 +144,12 @@ def _open_listing(
     # Numbered over all splits, so that a class which one of them lacks does not shift the others.
     class_names = tuple(sorted({part[level] for part in parts}))
     numbers = {name: number for number, name in enumerate(class_names)}
-    if not has_splits:
+    if not splits:
         labels = np.array([numbers[part[0]] for part in parts], np.int64)
         return split_unsplit(Source(root.name, "all", labels, class_names, reader(files)), split)
-    wanted = next((alias for alias in SPLITS.get(split, ()) if alias in heads), None)
+    wanted = next((alias for alias in SPLITS.get(split, ()) if alias in splits), None)
     if wanted is None and split != "all":
-        raise ValueError(f"split: {root} has {', '.join(heads)}, got {split!r}")
+        raise ValueError(f"split: {root} has {', '.join(splits)}, got {split!r}")
     kept = [index for index, part in enumerate(parts) if wanted in (None, part[0])]
     labels = np.array([numbers[parts[index][1]] for index in kept], np.int64)
     found = (canonical_split(wanted) if wanted else None) or "all"

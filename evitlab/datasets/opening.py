@@ -52,6 +52,10 @@ def open_dataset(
         A `Dataset`, whose images were resized to cover `img_size` (bicubic, antialiased) and cut
         to it from the centre; or a `StreamingDataset`.
 
+    Pitfall: evaluation sees the whole height or width of an image that is in memory, but the
+        central 224/256 of a streamed one, as in the paper; and training crops of images in memory
+        are taken from what was already cut to `img_size`. Compare like with like.
+
     Raises:
         ValueError: neither a known name nor a path; no image in it; no such split; a corrupt
             image; labels outside the classes; images of several sizes with `img_size=None`.
@@ -59,8 +63,8 @@ def open_dataset(
     """
     if split not in (*SPLITS, "all"):
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit: expected a positive number of images, got {limit}")
+    if limit is not None and not _is_positive_int(limit):
+        raise ValueError(f"limit: expected a positive number of images, got {limit!r}")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
     size = _checked_size(img_size)
@@ -118,10 +122,14 @@ def photograph() -> Tensor:
 def _checked_size(img_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if img_size is None:
         return None
-    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    if len(size) != 2 or min(size) < 1:
+    size = img_size if isinstance(img_size, (tuple, list)) else (img_size, img_size)
+    if len(size) != 2 or not all(_is_positive_int(side) for side in size):
         raise ValueError(f"img_size: expected a positive int or (height, width), got {img_size!r}")
-    return size[0], size[1]
+    return int(size[0]), int(size[1])
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and int(value) >= 1
 
 
 def _find_source(name: str, split: str) -> Source:

@@ -156,7 +156,7 @@ def erase(pixels: Tensor, probability: float, generator: torch.Generator) -> Non
     Boxes cover 2 % to a third of the image, with aspect ratios from 0.3 to 1 / 0.3.
 
     Args:
-        pixels: normalised float [B, 3, H, W], contiguous.
+        pixels: normalised float [B, 3, H, W].
         probability: that an image is chosen.
         generator: on the CPU; the noise comes from a generator on the device, seeded by it.
     """
@@ -175,9 +175,11 @@ def erase(pixels: Tensor, probability: float, generator: torch.Generator) -> Non
         generator=torch.Generator(pixels.device).manual_seed(seed),
         device=pixels.device,
     )
-    flat = pixels.view(-1)
+    flat = pixels.reshape(-1)
     for channel in range(channels):
         flat.index_copy_(0, first + channel * (height * width), noise[channel])
+    if not pixels.is_contiguous():  # channels_last, say: `flat` is then a copy
+        pixels.copy_(flat.view(pixels.shape))
 
 
 def random_boxes(

@@ -14,6 +14,8 @@ from evitlab.models.zoo import normalization
 from evitlab.records import Accuracy, environment_card
 from evitlab.training.augment import normalize
 
+_NO_IMAGES = "data: expected at least one image, got none"
+
 
 @torch.no_grad()
 def evaluate(
@@ -32,11 +34,11 @@ def evaluate(
         device: None evaluates where the model's parameters are.
 
     Raises:
-        ValueError: no images, labels outside the model's classes, a batch size below one, or a
-            device that is not there.
+        ValueError: no images (or only corrupt ones, skipped), labels outside the model's classes,
+            a batch size below one, or a device that is not there.
     """
     if len(data) == 0:
-        raise ValueError("data: expected at least one image, got none")
+        raise ValueError(_NO_IMAGES)
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     check_labels(model, data)
@@ -45,6 +47,7 @@ def evaluate(
     mean, std = normalization(model)
     hits = torch.zeros(2, dtype=torch.float64)
     loss = torch.zeros((), dtype=torch.float64)
+    count = 0  # fewer than len(data) where corrupt images are skipped
     with _evaluating(model, device=device, home=home):
         batches = data.batches(torch.arange(len(data)), batch_size, device=device)
         for pixels, labels in tqdm(
@@ -59,13 +62,16 @@ def evaluate(
             logits = model(inputs).float()
             loss += F.cross_entropy(logits, labels, reduction="sum").cpu()
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            count += len(labels)
             hits += torch.stack([ranked[:, 0].sum(), ranked.sum()]).cpu()
-    top1, top5 = (100 * hits / len(data)).tolist()
+    if count == 0:
+        raise ValueError(_NO_IMAGES)
+    top1, top5 = (100 * hits / count).tolist()
     return Accuracy(
         top1=top1,
         top5=top5,
-        loss=loss.item() / len(data),
-        n=len(data),
+        loss=loss.item() / count,
+        n=count,
         environment=environment_card(
             device=device, layout="channels_last", batch_size=batch_size, dataset=data.title
         ),
