@@ -184,6 +184,20 @@ def test_half_precision_halves_the_file_and_keeps_the_logits(model: Any, tmp_pat
     torch.testing.assert_close(again(batch), load_model(whole)(batch), rtol=0, atol=1e-2)
 
 
+def test_statistics_that_float16_cannot_hold_survive_half_precision(tmp_path: Path) -> None:
+    """A variance of about 1e6, with weights that keep the function as it was."""
+    model = randomise(tiny_vit()).eval()
+    batch = images(2, 3, 32, 32).float()
+    expected = model(batch)
+    bn = model.patch_embed.conv1.bn
+    with torch.no_grad():
+        bn.running_var *= 1e6
+        bn.weight *= 1e3
+    again = load_model(save_weights(model, tmp_path / "m.safetensors", half=True))
+    torch.testing.assert_close(again(batch), expected, rtol=0, atol=1e-2)
+    assert expected.abs().max() > 0.1
+
+
 def test_weights_of_timms_model_are_saved_under_its_name(tmp_path: Path) -> None:
     path = save_weights(
         timm.create_model("efficientvit_m0", num_classes=3), tmp_path / "t.safetensors"
