@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from evitlab import Dataset, Recipe, create_model
@@ -28,6 +29,16 @@ def shapes(count: int, split: str = "train", *, classes: int = 3, title: str = "
         labels=torch.arange(count) % classes,
         class_names=embedded.CLASS_NAMES[:classes],
     )
+
+
+def write_folder(root: Path, sets: dict[str, Dataset]) -> Path:
+    """An image folder root/<split>/<class>/<number>.png."""
+    for split, data in sets.items():
+        for number, (pixels, label) in enumerate(data[i] for i in range(len(data))):
+            file = root / split / data.class_names[label] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)
+    return root
 
 
 def tiny_vit(seed: int = 0, **overrides: Any) -> Any:

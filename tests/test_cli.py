@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from randomised import images
 from safetensors.torch import load_file
-from small_runs import RunsCode, no_training, shapes, tiny_vit
+from small_runs import RunsCode, no_training, shapes, tiny_vit, write_folder
 
 from evitlab import (
     RECIPES,
@@ -45,16 +45,6 @@ from evitlab.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("train", "evaluate", "export", "models", "bench", "reproduce")
-
-
-def write_folder(root: Path, sets: dict[str, Dataset]) -> Path:
-    """An image folder root/<split>/<class>/<number>.png."""
-    for split, data in sets.items():
-        for number, (pixels, label) in enumerate(data[i] for i in range(len(data))):
-            file = root / split / data.class_names[label] / f"{number}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from small_runs import (
     shapes,
     stopped_at,
     tiny_vit,
+    write_folder,
 )
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
@@ -39,9 +40,12 @@ from evitlab import (
     count_params,
     evaluate,
     load_model,
+    open_dataset,
     paper,
     train,
 )
+from evitlab.datasets import StreamingDataset
+from evitlab.datasets.streaming import random_resized_box
 from evitlab.models.config import EfficientViTConfig
 from evitlab.models.zoo import VARIANTS
 from evitlab.training import loop
@@ -755,6 +759,53 @@ def test_images_that_were_cropped_while_decoding_are_not_cropped_again(
         with pytest.raises(Stopped):
             train(plain_net(), shapes(6), shapes(6), cropped, out_dir=tmp_path)
     assert used == [cropped, recipe(crop="none")]
+
+
+def streamed(root: Path, split: str, **options: Any) -> StreamingDataset:
+    data = open_dataset(root, split, img_size=32, streaming=True, **options)
+    assert isinstance(data, StreamingDataset)
+    return dataclasses.replace(data, num_workers=0)
+
+
+def test_a_streaming_set_trains_with_the_recipes_crops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cropped while decoding, at the recipe's scale; and random numbers stay as they were."""
+    scales: list[tuple[float, float]] = []
+
+    def spy(size: tuple[int, int], scale: tuple[float, float], rng: Any) -> Any:
+        scales.append(scale)
+        return random_resized_box(size, scale, rng)
+
+    monkeypatch.setattr("evitlab.datasets.streaming.random_resized_box", spy)
+    root = write_folder(tmp_path / "data", {"train": shapes(9), "val": shapes(6, "val")})
+    model, out = plain_net(), tmp_path / "run"
+    few = recipe(epochs=2, batch_size=4, crop="resized", crop_scale=(0.5, 0.9))
+    before = global_state()
+    record = train(model, streamed(root, "train"), streamed(root, "val"), few, out_dir=out)
+    assert global_state() == before
+    assert scales == [(0.5, 0.9)] * 16  # two epochs of two whole batches; none to validate
+    assert (record.train_images, record.final.n) == (9, 6)
+
+
+def test_images_that_cannot_be_read_are_not_measured(tmp_path: Path) -> None:
+    """A share of the rest; with no rest there is nothing to say."""
+    root = write_folder(tmp_path / "data", {"val": shapes(6, "val")})
+    rest = [2, 4]
+    for number in {0, 1, 3, 5}:
+        (file,) = root.rglob(f"{number}.png")
+        file.write_bytes(b"broken")
+    data = streamed(root, "val", on_error="skip")
+    result = evaluate(plain_net(), data, batch_size=2)
+    assert (result.n, data.skipped) == (2, 4)
+    alone = shapes(6, "val")
+    alone = dataclasses.replace(alone, images=alone.images[rest], labels=alone.labels[rest])
+    assert result.loss == pytest.approx(evaluate(plain_net(), alone).loss, rel=0.2)
+    for number in rest:
+        (file,) = root.rglob(f"{number}.png")
+        file.write_bytes(b"broken")
+    with pytest.raises(ValueError, match="^data: expected at least one image, got none"):
+        evaluate(plain_net(), streamed(root, "val", on_error="skip"))
 
 
 def test_half_precision_computes_but_does_not_store(tmp_path: Path) -> None:
