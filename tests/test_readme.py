@@ -11,7 +11,7 @@ from evitlab.resources import data_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RECORDS = sorted((data_dir() / "results").glob("*.json"))
+RECORDS = sorted((data_dir() / "results").glob("efficientvit_*.json"))  # training runs
 
 
 def blocks(language: str) -> list[str]:
