@@ -224,10 +224,14 @@ def test_table_of_a_rectangular_window_is_not_resized() -> None:
 
 
 def test_resizing_between_upright_and_square_images() -> None:
-    source = tiny(img_size=32)
-    model = tiny(img_size=(32, 16), seed=1)
+    source, model = tiny(img_size=32), tiny(img_size=(32, 16), seed=1)
+    by_column = source.stages[0].blocks[0].mixer.m.attn.attention_biases.detach().view(4, 7, 7)
+    by_column[:] = torch.arange(7.0)
     assert len(load_weights(model, source.state_dict()).resized) == 3
-    assert model(images(1, 3, 32, 16).float()).isfinite().all()
+    attention = model.stages[0].blocks[0].mixer.m.attn
+    assert attention.window == (7, 4)
+    table = attention.attention_biases.detach().view(4, 7, 4)
+    assert torch.allclose(table, table[:, :1]) and (table[:, :, 1:] > table[:, :, :-1]).all()
 
 
 def test_classifier_of_another_class_count() -> None:
