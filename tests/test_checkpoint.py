@@ -154,7 +154,8 @@ def test_weights_come_back_with_what_rebuilds_the_model(model: Any, tmp_path: Pa
     assert not again.training
     assert_equal(dict(again.state_dict()), dict(model.state_dict()))
     batch = images(2, 3, 32, 32).float()
-    assert torch.equal(again(batch), model.eval()(batch))
+    # State dicts are equal bit for bit; sums may differ in the last with the tensors' alignment.
+    torch.testing.assert_close(again(batch), model.eval()(batch))
     model.train()
 
 
