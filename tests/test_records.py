@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-from evitlab import records
 from evitlab.records import (
     Accuracy,
     BlockNode,
@@ -25,6 +24,7 @@ from evitlab.records import (
     Environment,
     EpochLog,
     TrainingRecord,
+    environment,
     environment_card,
     write_atomically,
 )
@@ -234,9 +234,9 @@ def test_commit_is_that_of_the_own_checkout_only(tmp_path, monkeypatch):
         subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
 
     package = tmp_path / "evitlab"
-    package.mkdir()
-    (package / "records.py").write_text("1")
-    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
+    (package / "records").mkdir(parents=True)
+    (package / "records" / "environment.py").write_text("1")
+    monkeypatch.setattr(environment, "__file__", str(package / "records" / "environment.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert environment_card().git_commit is None
 
@@ -246,10 +246,10 @@ def test_commit_is_that_of_the_own_checkout_only(tmp_path, monkeypatch):
     clean = environment_card().git_commit
     assert clean is not None and len(clean) == 12
 
-    (package / "records.py").write_text("2")
+    (package / "records" / "environment.py").write_text("2")
     assert environment_card().git_commit == f"{clean}+"
 
     inside = package / "site-packages" / "evitlab"
-    inside.mkdir(parents=True)
-    monkeypatch.setattr(records, "__file__", str(inside / "records.py"))
+    (inside / "records").mkdir(parents=True)
+    monkeypatch.setattr(environment, "__file__", str(inside / "records" / "environment.py"))
     assert environment_card().git_commit is None

@@ -1,0 +1,35 @@
+"""What a run leaves behind: frozen records that go to JSON and back, with their environment card.
+
+A record is a frozen dataclass that inherits `Record`. Its type hints are its schema: what does not
+fit them is refused when it is saved and when it is loaded, in one line that names the field.
+"""
+
+from evitlab.records.base import Record, write_atomically
+from evitlab.records.environment import SCALES, Environment, environment_card
+from evitlab.records.speed import (
+    OperatorProfile,
+    OperatorRow,
+    Roofline,
+    ThroughputRecord,
+    ThroughputSweep,
+)
+from evitlab.records.structure import BlockNode, BlockTrace
+from evitlab.records.training import Accuracy, EpochLog, TrainingRecord
+
+__all__ = [
+    "SCALES",
+    "Accuracy",
+    "BlockNode",
+    "BlockTrace",
+    "Environment",
+    "EpochLog",
+    "OperatorProfile",
+    "OperatorRow",
+    "Record",
+    "Roofline",
+    "ThroughputRecord",
+    "ThroughputSweep",
+    "TrainingRecord",
+    "environment_card",
+    "write_atomically",
+]

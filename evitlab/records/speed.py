@@ -1,0 +1,121 @@
+"""Records of what was timed: operator profiles, throughput, and the ceilings beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import pandas as pd
+
+from evitlab.records.base import Record
+from evitlab.records.environment import Environment
+
+
+@dataclass(frozen=True)
+class Roofline(Record):
+    """Ceilings of one device, measured."""
+
+    peak_gmac_s: float  # 1e9 multiply-accumulates per second, the best of large matrix products
+    bandwidth_gb_s: float  # 1e9 bytes read or written per second, far beyond the caches
+    dispatch_us: float  # microseconds of an operator call that computes next to nothing
+    environment: Environment
+
+    @property
+    def ridge(self) -> float:
+        """Multiply-accumulates per byte at which computation and memory take equally long."""
+        return self.peak_gmac_s / self.bandwidth_gb_s
+
+    def floor_ms(self, macs: float, bytes_: float) -> float:
+        """Milliseconds below which work of this size cannot come on this device."""
+        return 1e-6 * max(macs / self.peak_gmac_s, bytes_ / self.bandwidth_gb_s)
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """All calls of one operator in one part of the model, during one forward pass."""
+
+    operator: str  # as the profiler names it: "aten::addmm"
+    category: str  # one of analysis.operators.CATEGORIES
+    module: str  # one of analysis.operators.PARTS: the part of the model that called it
+    calls: int
+    self_ms: float  # its own time, without that of operators it calls
+    bytes: int  # read and written, by the analytic model of analysis.traffic
+    macs: int  # multiply-accumulates
+
+
+@dataclass(frozen=True)
+class OperatorProfile(Record):
+    """Where the time of one forward pass goes."""
+
+    model: str
+    batch_size: int
+    img_size: tuple[int, int]  # height, width
+    fused_attention: bool  # torch's fused kernel allowed, or attention as separate operators
+    rows: tuple[OperatorRow, ...]
+    plain_ms: float  # median wall time of the forward pass without the profiler
+    profiled_ms: float  # median wall time with it
+    roofline: Roofline
+    environment: Environment
+
+    @property
+    def self_ms(self) -> float:
+        """Self time of all operators."""
+        return sum(row.self_ms for row in self.rows)
+
+    @property
+    def overhead(self) -> float:
+        """Profiled over plain wall time: how much the profiler slows what it measures."""
+        return self.profiled_ms / self.plain_ms
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per operator and part; model and fused_attention stand in every row."""
+        columns = [field.name for field in dataclasses.fields(OperatorRow)]
+        frame = pd.DataFrame([dataclasses.asdict(row) for row in self.rows], columns=columns)
+        frame.insert(0, "fused_attention", self.fused_attention)
+        frame.insert(0, "model", self.model)
+        return frame
+
+
+@dataclass(frozen=True)
+class ThroughputRecord(Record):
+    """One model under one engine at one batch size: medians of interleaved rounds."""
+
+    model: str  # "efficientvit_m0", "timm/deit_tiny_patch16_224", "torchvision/resnet18"
+    engine: str  # one of analysis.engines.ENGINES
+    layout: str  # memory format of the input: "contiguous" or "channels_last"
+    precision: str  # "float32", "bfloat16", "float16", "int8"
+    batch_size: int
+    threads: int  # of the CPU
+    img_size: tuple[int, int]  # height, width
+    params: int
+    macs: int  # multiply-accumulates for one image
+    rounds: int
+    img_per_s: float | None  # median of the rounds; None where `error` says why
+    img_per_s_low: float | None  # first quartile
+    img_per_s_high: float | None  # third quartile
+    error: str | None  # one line: out of memory, engine not installed, not exportable
+    environment: Environment
+
+    @property
+    def batch_ms(self) -> float | None:
+        """Milliseconds of one batch."""
+        return None if self.img_per_s is None else 1e3 * self.batch_size / self.img_per_s
+
+
+@dataclass(frozen=True)
+class ThroughputSweep(Record):
+    """All rows of one sweep, and the ceilings of the device they were measured on."""
+
+    rows: tuple[ThroughputRecord, ...]
+    roofline: Roofline
+    command: str  # the one command that regenerates this record
+    environment: Environment
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per measurement, with device, hardware and the roofline's ceilings."""
+        plain = [
+            {k: v for k, v in dataclasses.asdict(row).items() if k != "environment"}
+            | {"batch_ms": row.batch_ms, "hardware": row.environment.hardware}
+            for row in self.rows
+        ]
+        return pd.DataFrame(plain)
