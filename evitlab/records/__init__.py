@@ -7,6 +7,8 @@ fit them is refused when it is saved and when it is loaded, in one line that nam
 from evitlab.records.base import Record, write_atomically
 from evitlab.records.environment import SCALES, Environment, environment_card
 from evitlab.records.speed import (
+    CATEGORIES,
+    MEMORY_BOUND,
     OperatorProfile,
     OperatorRow,
     Roofline,
@@ -17,6 +19,8 @@ from evitlab.records.structure import BlockNode, BlockTrace
 from evitlab.records.training import Accuracy, EpochLog, TrainingRecord
 
 __all__ = [
+    "CATEGORIES",
+    "MEMORY_BOUND",
     "SCALES",
     "Accuracy",
     "BlockNode",

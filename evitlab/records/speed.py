@@ -10,6 +10,12 @@ import pandas as pd
 from evitlab.records.base import Record
 from evitlab.records.environment import Environment
 
+# Kinds of operators. The paper calls those memory-bound that move data rather than compute.
+CATEGORIES = (
+    "matmul/conv", "softmax", "normalisation", "element-wise", "reshape/copy", "other",
+)  # fmt: skip
+MEMORY_BOUND = ("softmax", "normalisation", "element-wise", "reshape/copy")
+
 
 @dataclass(frozen=True)
 class Roofline(Record):
@@ -35,7 +41,7 @@ class OperatorRow:
     """All calls of one operator in one part of the model, during one forward pass."""
 
     operator: str  # as the profiler names it: "aten::addmm"
-    category: str  # one of analysis.operators.CATEGORIES
+    category: str  # one of CATEGORIES
     module: str  # one of analysis.operators.PARTS: the part of the model that called it
     calls: int
     self_ms: float  # its own time, without that of operators it calls
@@ -61,6 +67,12 @@ class OperatorProfile(Record):
     def self_ms(self) -> float:
         """Self time of all operators."""
         return sum(row.self_ms for row in self.rows)
+
+    @property
+    def memory_bound_share(self) -> float:
+        """Share of the self time that operators of the MEMORY_BOUND categories take, 0 to 1."""
+        bound = sum(row.self_ms for row in self.rows if row.category in MEMORY_BOUND)
+        return bound / self.self_ms
 
     @property
     def overhead(self) -> float:
