@@ -1,0 +1,170 @@
+"""`evitlab train` and `evitlab evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from evitlab.cli.parser import AddCommand
+from evitlab.datasets import AnyDataset
+from evitlab.models.efficientvit import EfficientViT
+from evitlab.records import TrainingRecord
+
+
+def add(command: AddCommand) -> None:
+    train = command(
+        "train", _train, "train a model on a data set, or continue a run that was stopped",
+        "evitlab train efficientvit_m0 --data cifar10 --recipe cifar --out runs/m0",
+    )  # fmt: skip
+    train.add_argument("model", metavar="MODEL", help="a name of `evitlab models`")
+    train.add_argument("--data", default=None, metavar="NAME|PATH",
+                       help="named set, image folder, tar or parquet (default: CIFAR-10 if it "
+                       "is at hand, else the embedded set)")  # fmt: skip
+    train.add_argument("--recipe", default="cifar", metavar="NAME", help="default: %(default)s")
+    train.add_argument("--img-size", type=int, metavar="N", help="default: the data set's own")
+    train.add_argument("--epochs", type=int, metavar="N", help="of the whole run")
+    train.add_argument("--limit", type=int, metavar="N", help="training images at most")
+    train.add_argument("--batch-size", type=int, metavar="N", help="images per step")
+    train.add_argument("--lr", type=float, metavar="X", help="peak learning rate")
+    train.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation")
+    train.add_argument("--weights", metavar="PATH|NAME|timm", help="weights to start from")
+    train.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
+    train.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    train.add_argument("--compile", action="store_true", default=None, help="torch.compile")
+    train.add_argument("--skip-corrupt", action="store_true", help="skip unreadable images")
+    train.add_argument("--scale", help="smoke, quick, lab or paper, noted in the record")
+    train.add_argument("--no-resume", action="store_true", help="start over")
+    train.add_argument("--out", required=True, metavar="DIR")
+    train.add_argument("--json", metavar="FILE", help="also write the record there")
+
+    evaluate = command(
+        "evaluate", _evaluate, "measure the accuracy of trained weights on a data set",
+        "evitlab evaluate runs/m0 --data cifar10",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "weights",
+        metavar="RUN|FILE|NAME",
+        help="a run's folder, a .safetensors file, or a name in data/checkpoints",
+    )
+    evaluate.add_argument("--data", default=None, metavar="NAME|PATH", help="as in `train`")
+    evaluate.add_argument("--split", default="val", help="default: %(default)s")
+    evaluate.add_argument("--skip-corrupt", action="store_true", help="skip unreadable images")
+    evaluate.add_argument("--batch-size", type=int, default=256, metavar="N")
+    evaluate.add_argument("--device", help="cpu, cuda, mps (default: cpu)", default="cpu")
+    evaluate.add_argument("--json", metavar="FILE", help="also write the record there")
+
+
+def _train(args: argparse.Namespace) -> None:
+    import torch
+
+    from evitlab.analysis.throughput import cpu_threads
+    from evitlab.datasets import default_dataset_name, open_dataset
+    from evitlab.models.zoo import create_model, list_models, small_image_name
+    from evitlab.training.loop import train
+    from evitlab.training.recipe import RECIPES
+
+    if args.recipe not in RECIPES:
+        raise ValueError(f"--recipe: expected one of {', '.join(RECIPES)}, got {args.recipe!r}")
+    if args.model not in list_models():
+        create_model(args.model)  # its error names the closest; now, not after decoding the data
+    changes = {
+        name: getattr(args, name)
+        for name in ("epochs", "batch_size", "seed", "compile")
+        if getattr(args, name) is not None
+    }
+    if args.epochs is not None:
+        changes["cooldown_epochs"] = 0  # --epochs is the length of the whole run
+    if args.lr is not None:
+        changes |= {"lr": args.lr, "lr_batch": None}
+    recipe = dataclasses.replace(RECIPES[args.recipe], **changes)
+    name = args.data or default_dataset_name()
+    train_data = open_dataset(
+        name, "train", img_size=args.img_size, limit=args.limit, on_error=_on_error(args)
+    )
+    val_data = open_dataset(name, "val", img_size=args.img_size, on_error=_on_error(args))
+    architecture = small_image_name(args.model, train_data.img_size)
+    print(
+        f"{architecture} on {train_data.title}: {len(train_data)} training images"
+        f"{_skipped(train_data)}, {len(val_data)} validation images{_skipped(val_data)}, "
+        f"{train_data.num_classes} classes, "
+        f"{train_data.img_size[0]}x{train_data.img_size[1]} pixels"
+    )
+    with cpu_threads(args.threads), torch.random.fork_rng([]):
+        torch.manual_seed(recipe.seed)
+        model = create_model(
+            architecture, img_size=train_data.img_size, num_classes=train_data.num_classes
+        )
+        if args.weights:
+            _start_from(args.weights, model)
+        record = train(
+            model,
+            train_data,
+            val_data,
+            recipe,
+            out_dir=args.out,
+            resume=not args.no_resume,
+            device=args.device,
+            command=args.command_line,
+            scale=args.scale,
+        )
+    _curves(record, Path(args.out))
+    print(
+        f"finished: top-1 {record.final.top1:.2f} %, top-5 {record.final.top5:.2f} % on "
+        f"{record.final.n} images after {len(record.history)} epochs; see {args.out}"
+    )
+    if args.json:
+        record.save(args.json)
+
+
+def _start_from(weights: str, model: EfficientViT) -> None:
+    """Load weights; the classifier of other classes stays as it was drawn, which is said."""
+    from evitlab.models.weights import load_weights
+
+    report = load_weights(model, weights, strict=False)
+    classifier = {"head.linear.weight", "head.linear.bias"}
+    if report.missing or report.unexpected or not classifier >= set(report.mismatched):
+        load_weights(model, weights)  # says what does not fit
+    if report.mismatched:
+        print(f"{Path(weights).name}: of other classes, so the classifier is trained from scratch")
+
+
+def _curves(record: TrainingRecord, out: Path) -> None:
+    from evitlab.figures import save_figure, training_curves
+
+    save_figure(training_curves([record]), "training_curves", record.to_frame(), out_dir=out)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from evitlab.datasets import default_dataset_name, open_dataset
+    from evitlab.models.zoo import load_model
+    from evitlab.training.evaluation import evaluate
+
+    model = load_model(args.weights)
+    classes: Any = model.class_names
+    size = model.config.img_size
+    data = open_dataset(
+        args.data or default_dataset_name(), args.split, img_size=size, on_error=_on_error(args)
+    )
+    if classes and classes != data.class_names:
+        raise ValueError(
+            f"--data: expected the {len(classes)} classes of the weights "
+            f"({', '.join(classes[:3])}, …), got {data.num_classes} "
+            f"({', '.join(data.class_names[:3])}, …)"
+        )
+    accuracy = evaluate(model, data, batch_size=args.batch_size, device=args.device)
+    print(
+        f"{data.title} ({data.split}), {accuracy.n} images{_skipped(data)}: "
+        f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.3f}"
+    )
+    if args.json:
+        accuracy.save(args.json)
+
+
+def _on_error(args: argparse.Namespace) -> Literal["skip", "raise"]:
+    return "skip" if args.skip_corrupt else "raise"
+
+
+def _skipped(data: AnyDataset) -> str:
+    return f" ({data.skipped} unreadable ones left out)" if data.skipped else ""
