@@ -5,8 +5,7 @@ because every operator call costs some microseconds whatever its size.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from evitlab.analysis.conditions import cpu_threads
 from evitlab.datasets import open_dataset
 from evitlab.models.zoo import VARIANTS, create_model
 from evitlab.records import Environment, Record, environment_card
@@ -166,19 +166,3 @@ def _data_path(recipe: str, rounds: int) -> DataPathRow:
     return DataPathRow(
         "efficientvit_m0_p4", recipe, batch_size, data_ms, step_ms, 100 * data_ms / step_ms
     )
-
-
-@contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
-    """torch's CPU threads for a while; None leaves them.
-
-    Raises ValueError where the count is below one.
-    """
-    if count is not None and count < 1:
-        raise ValueError(f"threads: expected at least 1, got {count}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

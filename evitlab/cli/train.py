@@ -59,7 +59,7 @@ def add(command: AddCommand) -> None:
 def _train(args: argparse.Namespace) -> None:
     import torch
 
-    from evitlab.analysis.throughput import cpu_threads
+    from evitlab.analysis.conditions import cpu_threads
     from evitlab.datasets import default_dataset_name, open_dataset
     from evitlab.models.zoo import create_model, list_models, small_image_name
     from evitlab.training.loop import train

@@ -1,0 +1,65 @@
+"""Conditions of a measurement: torch's threads, and whether attention may be fused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from timm.layers import config as timm_config
+from timm.layers import set_fused_attn
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """torch's CPU threads for a while; None leaves them.
+
+    Raises ValueError where the count is below one.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"threads: expected at least 1, got {count}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def fused_attention(model: nn.Module, enable: bool | None) -> Iterator[None]:
+    """Attention as one fused kernel or as separate operators, for a while.
+
+    Args:
+        model: its modules' own `fused_attn` flags are set too, since timm's switch is read when a
+            model is built.
+        enable: True: wherever the model can; False: nowhere, the paper's conditions; None leaves
+            everything as it is.
+
+    Pitfall: an attention that is written out in separate operators, such as our eager models',
+    stays so: `True` allows the kernel, it does not put one in.
+    """
+    if enable is None:
+        yield
+        return
+    flags = [
+        (module, module.fused_attn)
+        for module in model.modules()
+        if isinstance(getattr(module, "fused_attn", None), bool)
+    ]
+    switch = int(timm_config.use_fused_attn()) + int(timm_config.use_fused_attn(experimental=True))
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.callback(set_fused_attn, switch > 0, experimental=switch > 1)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        for module, flag in flags:
+            stack.callback(setattr, module, "fused_attn", flag)
+            setattr(module, "fused_attn", enable)  # noqa: B010 - no attribute of nn.Module
+        # Experimental: timm fuses Swin's windows only then.
+        set_fused_attn(enable, experimental=enable)
+        if not enable:
+            torch.backends.mha.set_fastpath_enabled(False)
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
