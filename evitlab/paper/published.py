@@ -58,7 +58,7 @@ def load(table: str) -> pd.DataFrame:
     Raises:
         ValueError: there is no such table; the closest name is suggested.
     """
-    return _read(_known("table", table, tables())).copy()
+    return _read(known("table", table, tables())).copy()
 
 
 def number(table: str, **where: Any) -> PublishedNumber:
@@ -72,10 +72,10 @@ def number(table: str, **where: Any) -> PublishedNumber:
     """
     rows = load(table)
     for column, wanted in where.items():
-        _known(f"column of {table!r}", column, list(rows.columns))
+        known(f"column of {table!r}", column, list(rows.columns))
         found = rows[rows[column] == wanted]
         if found.empty:
-            _known(f"{column} of {table!r}{_given(where, column)}", wanted, list(rows[column]))
+            known(f"{column} of {table!r}{_given(where, column)}", wanted, list(rows[column]))
         rows = found
     if len(rows) > 1:
         keys = [c for c in rows if c not in _FIELDS[1:] and rows[c].nunique(dropna=False) > 1]
@@ -100,25 +100,11 @@ def wide(table: str, *, show: str = "value") -> pd.DataFrame:
         show: which field fills the cells: "value", "provenance", "error", "source", "unit", "note".
     """
     rows = load(table)
-    _known("show", show, list(_FIELDS[1:]))
+    known("show", show, list(_FIELDS[1:]))
     keys = [column for column in rows if column not in _FIELDS]
     # Missing keys are real keys here (a model-wide number has no stage), so group without dropping.
     cells = rows.groupby([*keys, "quantity"], dropna=False, sort=False)[show].first()
     return cells.unstack("quantity", sort=False).reset_index().rename_axis(columns=None)
-
-
-def speed_accuracy() -> pd.DataFrame:
-    """The points of Fig. 1: model, family, top1 (percent), img_per_s (V100, batch 2,048).
-
-    `provenance` is "printed" only where both coordinates are printed.
-    """
-    values, origins = wide("imagenet"), wide("imagenet", show="provenance")
-    points = values[["model", "family", "top1", "gpu_img_s"]].rename(
-        columns={"gpu_img_s": "img_per_s"}
-    )
-    pairs = zip(origins["top1"], origins["gpu_img_s"], strict=True)
-    points["provenance"] = [x if y == "printed" else y for x, y in pairs]
-    return points.dropna(subset=["top1", "img_per_s"]).reset_index(drop=True)
 
 
 def architecture(computed: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -146,9 +132,9 @@ def architecture(computed: pd.DataFrame | None = None) -> pd.DataFrame:
     if computed is None:
         return frame
     for column in ("model", "params_m", "macs_m"):
-        _known("column of computed", column, list(computed.columns))
+        known("column of computed", column, list(computed.columns))
     names = {model.lower().replace("-", "_"): model for model in frame["model"]}
-    keys = [_known("model", m.lower().replace("-", "_"), list(names)) for m in computed["model"]]
+    keys = [known("model", m.lower().replace("-", "_"), list(names)) for m in computed["model"]]
     ours = computed.assign(model=[names[key] for key in keys]).set_index("model")
     frame = frame[frame["model"].isin(ours.index)].reset_index(drop=True)
     for quantity in ("params_m", "macs_m"):
@@ -167,7 +153,7 @@ def recipe(name: str) -> dict[str, Any]:
         ValueError: there is no such protocol; the closest name is suggested.
     """
     recipes = json.loads((data_dir() / "paper" / "recipe.json").read_text(encoding="utf-8"))
-    return recipes[_known("recipe", name, list(recipes))]
+    return recipes[known("recipe", name, list(recipes))]
 
 
 @lru_cache
@@ -183,7 +169,7 @@ def _read(table: str) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(integers, "Int64"))
 
 
-def _known(what: str, name: Any, choices: list[Any]) -> Any:
+def known(what: str, name: Any, choices: list[Any]) -> Any:
     """The name, if it is among the choices; else a ValueError that suggests the closest one."""
     if name in choices:
         return name
