@@ -8,6 +8,7 @@ from evitlab.records.base import Record, write_atomically
 from evitlab.records.environment import SCALES, Environment, environment_card
 from evitlab.records.speed import (
     CATEGORIES,
+    CURVE,
     MEMORY_BOUND,
     OperatorProfile,
     OperatorRow,
@@ -20,6 +21,7 @@ from evitlab.records.training import Accuracy, EpochLog, TrainingRecord
 
 __all__ = [
     "CATEGORIES",
+    "CURVE",
     "MEMORY_BOUND",
     "SCALES",
     "Accuracy",

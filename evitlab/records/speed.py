@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -15,6 +17,9 @@ CATEGORIES = (
     "matmul/conv", "softmax", "normalisation", "element-wise", "reshape/copy", "other",
 )  # fmt: skip
 MEMORY_BOUND = ("softmax", "normalisation", "element-wise", "reshape/copy")
+
+# What the rows of one curve over the batch size have in common.
+CURVE = ("model", "engine", "layout", "precision", "threads", "img_size")
 
 
 @dataclass(frozen=True)
@@ -131,3 +136,39 @@ class ThroughputSweep(Record):
             for row in self.rows
         ]
         return pd.DataFrame(plain)
+
+    def half_speed(self) -> pd.DataFrame:
+        """Where each curve over the batch size stops being launch-bound, one row per curve.
+
+        Columns: those of CURVE, best_img_per_s, best_batch_size, and half_batch_size: the batch
+        size that reaches half of the best speed, interpolated between logarithms, or the smallest
+        one measured. Below it more than half of a call is not work on images but the cost of
+        calling: with t0 ms per call and t1 per image, it is t0 / t1 in the limit of large batches.
+        It is R. Hockney's n-half, for batches instead of vectors.
+
+        Pitfall: operators that use the machine badly on small inputs count as cost of calling.
+        """
+        columns = [*CURVE, "best_img_per_s", "best_batch_size", "half_batch_size"]
+        curves: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
+        for row in self.rows:
+            if row.img_per_s is not None:
+                key = tuple(getattr(row, name) for name in CURVE)
+                curves.setdefault(key, []).append((row.batch_size, row.img_per_s))
+        rows = []
+        for key, curve in curves.items():
+            best_size, best = max(curve, key=lambda point: point[1])
+            rows.append((*key, best, best_size, _reaches(sorted(curve), best / 2)))
+        return pd.DataFrame(rows, columns=columns)
+
+
+def _reaches(curve: list[tuple[int, float]], speed: float) -> float:
+    """Batch size at which a curve first reaches a speed, on straight lines between logarithms."""
+    (size_before, before), *rest = curve
+    if before >= speed:
+        return float(size_before)
+    for size, reached in rest:
+        if reached >= speed:
+            part = math.log(speed / before) / math.log(reached / before)
+            return size_before * (size / size_before) ** part
+        size_before, before = size, reached
+    raise AssertionError("the best speed is on the curve")
