@@ -70,7 +70,7 @@ def fig2_operators(
     with house_style():
         figure = new_figure(5.3 * len(states) + 0.4, 1.5 + 0.78 * len(models))
         panels = figure.subplots(1, len(states), squeeze=False, sharey=True)[0]
-        looks = CATEGORY_COLORS if by == "category" else _colors(profiles)
+        looks = CATEGORY_COLORS if by == "category" else part_colors(profiles)
         for axes, state in zip(panels, states, strict=True):
             axes.set(title=_STATES[state], xlim=(0, 1), ylim=(len(models) - 0.42, -0.62))
             axes.set_xlabel("Share of the operators' time (%)")
@@ -129,7 +129,8 @@ def _draw_bar(
     axes.text(0, row + _HALF + 0.06, below, color=MUTED, fontsize=7.5, va="top")
     axes.text(
         1, row - _HALF - 0.11, f"memory-bound {100 * profile.memory_bound_share:.0f} %",
-        color=PALETTE[0] if by == "category" else INK, fontsize=8.5, fontweight="bold", ha="right", va="bottom",
+        color=PALETTE[0] if by == "category" else INK, fontsize=8.5, fontweight="bold",
+        ha="right", va="bottom",
     )  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def _cells(profiles: Sequence[OperatorProfile]) -> dict[tuple[str, bool], Operat
     return cells
 
 
-def _colors(profiles: Iterable[OperatorProfile]) -> dict[str, str]:
+def part_colors(profiles: Iterable[OperatorProfile]) -> dict[str, str]:
     """Colours of all parts of the models, in the order of _PART_COLORS."""
     found = dict.fromkeys(row.module for profile in profiles for row in profile.rows)
     known = {part: color for part, color in _PART_COLORS.items() if part in found}

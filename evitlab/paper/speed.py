@@ -99,12 +99,13 @@ def measured_speed_accuracy(measured: pd.DataFrame) -> pd.DataFrame:
     by_paper = load("imagenet").query("quantity == 'top1'").set_index("model")
     points = []
     for row in measured.dropna(subset=["img_per_s"]).itertuples():
-        if row.model not in MODELS:
+        timed = _key(row.model)
+        if timed is None:
             continue
-        name, family = MODELS[row.model]
+        name, family = MODELS[timed]
         size = max(row.img_size) if isinstance(row.img_size, tuple | list) else row.img_size
-        if (row.model, size) in by_timm.index:
-            published = by_timm.loc[(row.model, size)]
+        if (timed, size) in by_timm.index:
+            published = by_timm.loc[(timed, size)]
             top1, origin = published["top1"], ("secondary", published["weights"])
         elif name in by_paper.index:
             published = by_paper.loc[name]
@@ -193,9 +194,12 @@ def _by_model(measured: pd.DataFrame) -> dict[tuple[str, str], float]:
         known("column", column, list(_COLUMNS))
     _once(measured, ["model", "column"])
     rows = measured.dropna(subset=["img_per_s"]).itertuples()
-    return {
-        (MODELS[row.model][0], row.column): row.img_per_s for row in rows if row.model in MODELS
-    }
+    return {(MODELS[key][0], row.column): row.img_per_s for row in rows if (key := _key(row.model))}
+
+
+def _key(timed: str) -> str | None:
+    """The name in MODELS: timm's models may also be named without their library."""
+    return next((name for name in (timed, f"timm/{timed}") if name in MODELS), None)
 
 
 def _once(measured: pd.DataFrame, key: list[str]) -> None:
