@@ -39,8 +39,8 @@ from evitlab import (
     load_model,
     save_weights,
 )
-from evitlab.analysis.throughput import DataPathRow, SpeedRecord, SpeedRow
 from evitlab.cli import main
+from evitlab.records import DataPathRow, SpeedRecord, SpeedRow
 from evitlab.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -196,7 +196,7 @@ def test_bench_prints_and_saves_what_was_measured(
         asked.append((list(models), options))
         return record
 
-    monkeypatch.setattr("evitlab.analysis.throughput.compare_with_timm", measured)
+    monkeypatch.setattr("evitlab.analysis.comparison.compare_with_timm", measured)
     options = ["--batch-sizes", "4", "8", "--rounds", "7", "--threads", "2"]
     file = tmp_path / "speed.json"
     assert main(["bench", "efficientvit_m0", *options, "--json", str(file)]) == 0

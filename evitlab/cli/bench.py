@@ -20,7 +20,7 @@ def add(command: AddCommand) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from evitlab.analysis.throughput import compare_with_timm
+    from evitlab.analysis.comparison import compare_with_timm
     from evitlab.models.zoo import VARIANTS
 
     record = compare_with_timm(

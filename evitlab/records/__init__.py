@@ -5,6 +5,15 @@ fit them is refused when it is saved and when it is loaded, in one line that nam
 """
 
 from evitlab.records.base import Record, write_atomically
+from evitlab.records.comparison import (
+    DataPathRow,
+    DeployRatios,
+    PeakRow,
+    RatioRow,
+    SpeedRecord,
+    SpeedRow,
+    quartiles,
+)
 from evitlab.records.environment import SCALES, Environment, environment_card
 from evitlab.records.speed import (
     CATEGORIES,
@@ -27,15 +36,22 @@ __all__ = [
     "Accuracy",
     "BlockNode",
     "BlockTrace",
+    "DataPathRow",
+    "DeployRatios",
     "Environment",
     "EpochLog",
     "OperatorProfile",
     "OperatorRow",
+    "PeakRow",
+    "RatioRow",
     "Record",
     "Roofline",
+    "SpeedRecord",
+    "SpeedRow",
     "ThroughputRecord",
     "ThroughputSweep",
     "TrainingRecord",
     "environment_card",
+    "quartiles",
     "write_atomically",
 ]

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from evitlab.analysis import throughput
-from evitlab.analysis.throughput import SpeedRecord, compare_with_timm, cpu_threads, interleave
+from evitlab.analysis import comparison
+from evitlab.analysis.comparison import compare_with_timm, interleave
+from evitlab.analysis.conditions import cpu_threads
+from evitlab.records import SpeedRecord
 
 
 def test_who_goes_first_alternates() -> None:
@@ -42,7 +44,7 @@ def test_times_are_those_of_the_call_in_each_round(monkeypatch: pytest.MonkeyPat
         rounds += 1
         clock += 10 * rounds
 
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(comparison.time, "perf_counter", lambda: clock)
     times = interleave({"a": a, "b": b}, rounds=3)
     assert times == {"a": [1, 1, 1], "b": [30, 40, 50]}
 
@@ -58,8 +60,8 @@ def measured() -> tuple[SpeedRecord, list[dict[str, list[float]]]]:
 
     before = torch.get_rng_state()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(throughput, "interleave", spy)
-        patch.setattr(throughput, "_DATA_PATH_BATCH", 16)
+        patch.setattr(comparison, "interleave", spy)
+        patch.setattr(comparison, "_DATA_PATH_BATCH", 16)
         record = compare_with_timm(["efficientvit_m0"], batch_sizes=[1], rounds=2, threads=1)
     assert torch.equal(torch.get_rng_state(), before)
     return record, times

@@ -6,10 +6,8 @@ because every operator call costs some microseconds whatever its size.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from statistics import median, quantiles
+from statistics import median
 
-import pandas as pd
 import timm
 import torch
 from torch import nn
@@ -18,51 +16,11 @@ from tqdm.auto import tqdm
 from evitlab.analysis.conditions import cpu_threads
 from evitlab.datasets import open_dataset
 from evitlab.models.zoo import VARIANTS, create_model
-from evitlab.records import Environment, Record, environment_card
+from evitlab.records import DataPathRow, SpeedRecord, SpeedRow, environment_card, quartiles
 from evitlab.training.augment import Augment
 from evitlab.training.recipe import RECIPES
 
 _DATA_PATH_BATCH = 128  # the recipe "cifar"
-
-
-@dataclass(frozen=True)
-class SpeedRow:
-    """One comparison."""
-
-    model: str
-    task: str  # "forward" or "training step"
-    batch_size: int
-    ours_ms: float  # median of the rounds
-    timm_ms: float  # median of the rounds
-    ratio: float  # median over the rounds of timm's time / ours, > 1: ours is faster
-    ratio_low: float  # first quartile
-    ratio_high: float  # third quartile
-
-
-@dataclass(frozen=True)
-class DataPathRow:
-    """What the data path of a recipe takes of a training step."""
-
-    model: str
-    recipe: str
-    batch_size: int
-    data_ms: float  # median: gather, augment, normalise
-    step_ms: float  # median: forward, backward, without the data
-    share_pct: float  # 100 * data_ms / step_ms
-
-
-@dataclass(frozen=True)
-class SpeedRecord(Record):
-    """Eager PyTorch, ours beside timm's, on 224-pixel noise; then the data path at 32 pixels."""
-
-    rows: tuple[SpeedRow, ...]
-    data_path: tuple[DataPathRow, ...]
-    rounds: int
-    environment: Environment
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per comparison of models; the data path stands in `data_path`."""
-        return pd.DataFrame([asdict(row) for row in self.rows])
 
 
 def compare_with_timm(
@@ -106,10 +64,7 @@ def compare_with_timm(
             }
             times = interleave(calls, rounds=rounds)
             ratios = [b / a for a, b in zip(times["ours"], times["timm"], strict=True)]
-            # Inclusive: with few rounds the other method's quartiles lie beyond all of them.
-            low, middle, high = quantiles(
-                ratios * 2 if rounds == 1 else ratios, n=4, method="inclusive"
-            )
+            low, middle, high = quartiles(ratios)
             rows.append(
                 SpeedRow(
                     model=name,
