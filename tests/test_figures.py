@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import BboxBase
 from PIL import Image
+from timed_records import family_sweep, profile
 
 from evitlab import figures, paper
 from evitlab.figures.style import HouseFigure
@@ -60,6 +61,8 @@ MEASURED = pd.DataFrame(
         "scale": "lab",
     }
 )
+
+LONGEST = "timm/swin_tiny_patch4_window7_224"
 
 
 def training_record(model="efficientvit_m0", epochs=30, top1=85.0, every=1, card=CARD):
@@ -135,6 +138,11 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "fig1_measured": lambda: figures.fig1_speed_accuracy(paper.speed_accuracy(), MEASURED),
     "table1": table1,
     "fig6": lambda: figures.fig6_block(block_trace()),
+    "fig2": lambda: figures.fig2_operators([profile(fused=f) for f in (False, True)]),
+    "fig2_parts": lambda: figures.fig2_operators([profile(LONGEST)], by="module"),
+    "roofline": lambda: figures.roofline([profile(), profile(LONGEST)]),
+    "speed_map": lambda: figures.speed_map(family_sweep()),
+    "speed_ratios": lambda: figures.speed_ratios(paper.speed_ratios()),
     "curves": lambda: figures.training_curves(
         [training_record(), training_record("deit_t", 20, 70)]
     ),

@@ -7,7 +7,11 @@ last value, or write them with `save_figure`.
 from evitlab.figures.architecture import table1_architecture
 from evitlab.figures.block import fig6_block
 from evitlab.figures.images import image_grid
+from evitlab.figures.operators import fig2_operators
+from evitlab.figures.roofline import roofline
 from evitlab.figures.speed_accuracy import fig1_speed_accuracy
+from evitlab.figures.speed_map import speed_map
+from evitlab.figures.speed_tables import speed_ratios
 from evitlab.figures.style import PALETTE, add_caption, house_style, new_figure, save_figure
 from evitlab.figures.training import training_curves
 
@@ -15,11 +19,15 @@ __all__ = [
     "PALETTE",
     "add_caption",
     "fig1_speed_accuracy",
+    "fig2_operators",
     "fig6_block",
     "house_style",
     "image_grid",
     "new_figure",
+    "roofline",
     "save_figure",
+    "speed_map",
+    "speed_ratios",
     "table1_architecture",
     "training_curves",
 ]

@@ -68,7 +68,7 @@ def fig2_operators(
     models = list(dict.fromkeys(profile.model for profile in profiles))
     states = [state for state in _STATES if any(key[1] == state for key in cells)]
     with house_style():
-        figure = new_figure(5.3 * len(states) + 0.4, 1.5 + 0.78 * len(models))
+        figure = new_figure((8.0, 11.0)[len(states) - 1], 1.5 + 0.78 * len(models))
         panels = figure.subplots(1, len(states), squeeze=False, sharey=True)[0]
         looks = CATEGORY_COLORS if by == "category" else part_colors(profiles)
         for axes, state in zip(panels, states, strict=True):
@@ -162,11 +162,11 @@ def part_colors(profiles: Iterable[OperatorProfile]) -> dict[str, str]:
 
 def _note(profiles: Sequence[OperatorProfile], by: str) -> str:
     batches = sorted({profile.batch_size for profile in profiles})
-    sizes = sorted({"×".join(map(str, profile.img_size)) for profile in profiles})
+    sizes = sorted({"×".join(map(str, p.img_size)) + " px" for p in profiles if p.img_size})
     what = {
         "category": "Warm colours: memory-bound, operators that move data rather than compute. "
         "A fused attention kernel counts as matmul/conv.",
         "module": "Numbers: share of a part, its memory-bound operators (hatched) included.",
     }[by]
-    batch = f"batch {', '.join(map(str, batches))} · {', '.join(sizes)} px"
-    return f"{what}\n{batch} · {environment_line(profiles[0].environment)}"
+    batch = f"batch {', '.join(map(str, batches))}"
+    return f"{what}\n{' · '.join([batch, *sizes, environment_line(profiles[0].environment)])}"

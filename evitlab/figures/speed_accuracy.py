@@ -25,8 +25,10 @@ def fig1_speed_accuracy(
 
     Args:
         paper: `paper.speed_accuracy()`: model, family, top1 (percent), img_per_s, provenance.
-        measured: the same columns without provenance, and dataset, device, scale (one value each),
-            which the panel states.
+        measured: the same columns, provenance only if the accuracy is published too, and dataset,
+            device, scale (one value each), which the panel states. A column `top1_source` ("timm")
+            says whose accuracy it is where only the speed was measured here, as in
+            `paper.measured_speed_accuracy`; open markers are then digitised.
         log: logarithmic throughput axis.
 
     Raises:
@@ -57,15 +59,26 @@ def fig1_speed_accuracy(
         if measured is not None:
             stated = {c: _only(measured, c) for c in ("dataset", "device", "scale")}
             title = f"Measured: {stated['dataset']}, {stated['device']}, scale {stated['scale']}"
+            label = f"{stated['dataset']} top-1 (%)"
+            if "top1_source" in measured:
+                title = f"Speed measured here: {stated['device']}, scale {stated['scale']}"
+                label = (
+                    f"{stated['dataset']} top-1 (%), published by {_only(measured, 'top1_source')}"
+                )
             right[0].set_title(fill(title, 72))
-            _draw_axes(right[0], f"{stated['dataset']} top-1 (%)", measured, log)
-        add_caption(
-            figure,
-            note="Up and to the right is better. A line joins the members of one family.",
-        )
+            _draw_axes(right[0], label, measured, log)
+        note = "Up and to the right is better. A line joins the members of one family."
+        if measured is not None and "top1_source" in measured:
+            note += (
+                f"\nRight: top-1 as {_only(measured, 'top1_source')} publishes it; open markers: "
+            )
+            note += "as digitised from the paper's figure. Training differs: see the weights."
+        add_caption(figure, note=note)
         _draw_points(left, paper, looks)
         if measured is not None:
-            _draw_points(right[0], measured.assign(provenance="printed"), looks)
+            known = measured.get("provenance", pd.Series("", measured.index))
+            faces = known.where(known == "digitised", "printed")
+            _draw_points(right[0], measured.assign(provenance=faces), looks)
         _draw_provenance(left, sorted(set(paper["provenance"])))
     return figure
 

@@ -180,7 +180,7 @@ def _pairs() -> list[tuple[str, str]]:
     top1 = load("imagenet").query("quantity == 'top1'").set_index("model")["value"]
     members = {peer: member for member, peer, _ in _stated_ratios()}
     for peer in speed_accuracy().query("family != 'EfficientViT'")["model"]:
-        as_good = [member for member in _MEMBERS if top1[member] >= top1[peer] - 0.1]
+        as_good = [member for member in _MEMBERS if top1[member] >= round(top1[peer] - 0.1, 6)]
         members.setdefault(peer, as_good[0] if as_good else _MEMBERS[-1])
     pairs = sorted(((member, peer) for peer, member in members.items()), key=lambda pair: pair[0])
     return [(_MEMBERS[0], other) for other in _MEMBERS[1:]] + pairs
