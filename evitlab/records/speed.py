@@ -60,7 +60,7 @@ class OperatorProfile(Record):
 
     model: str
     batch_size: int
-    img_size: tuple[int, int]  # height, width
+    img_size: tuple[int, int] | None  # height, width; None where the input is no image
     fused_attention: bool  # torch's fused kernel allowed, or attention as separate operators
     rows: tuple[OperatorRow, ...]
     plain_ms: float  # median wall time of the forward pass without the profiler
