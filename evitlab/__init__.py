@@ -3,13 +3,23 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from evitlab.analysis.operators import profile_operators
+from evitlab.analysis.roofline import measure_roofline
 from evitlab.analysis.structure import trace_block
 from evitlab.datasets import Dataset, default_dataset_name, open_dataset, photograph
 from evitlab.findings import Finding, conclude
 from evitlab.models.cost import count_macs, count_params
 from evitlab.models.weights import LoadReport, load_weights
 from evitlab.models.zoo import create_model, list_models, load_model
-from evitlab.records import Accuracy, TrainingRecord, environment_card
+from evitlab.records import (
+    Accuracy,
+    OperatorProfile,
+    Roofline,
+    ThroughputRecord,
+    ThroughputSweep,
+    TrainingRecord,
+    environment_card,
+)
 from evitlab.training.augment import Augment
 from evitlab.training.checkpoint import save_weights
 from evitlab.training.loop import evaluate, train
@@ -27,9 +37,13 @@ __all__ = [
     "Dataset",
     "Finding",
     "LoadReport",
+    "OperatorProfile",
     "RECIPES",
     "Recipe",
     "Report",
+    "Roofline",
+    "ThroughputRecord",
+    "ThroughputSweep",
     "TrainingRecord",
     "conclude",
     "count_macs",
@@ -42,9 +56,11 @@ __all__ = [
     "list_models",
     "load_model",
     "load_weights",
+    "measure_roofline",
     "open_dataset",
     "paper",
     "photograph",
+    "profile_operators",
     "reproduce",
     "save_weights",
     "trace_block",

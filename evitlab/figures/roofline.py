@@ -129,7 +129,7 @@ def _draw_ceilings(axes: Axes, ceilings: Roofline, points: pd.DataFrame) -> None
     axes.text(ridge * 1.1, peak * 2.6, "compute-bound", color=PALETTE[1], fontsize=9, va="top")
     at = max(low * 1.3, bottom / bandwidth * 1.6)
     axes.text(
-        at, at * bandwidth * 1.3, f"memory {bandwidth:.3g} GB/s", fontsize=8,
+        at, at * bandwidth * 1.45, f"memory {bandwidth:.3g} GB/s", fontsize=8,
         rotation=math.degrees(math.atan(bandwidth)), rotation_mode="anchor",
         transform_rotates_text=True,
     )  # fmt: skip
