@@ -13,13 +13,11 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-PARTS = ("attention", "token mixing", "ffn", "norm", "embedding", "head", "other")
-
 
 class Rule(NamedTuple):
     """One line of the table: a module of this class, or of this name, is this part."""
 
-    part: str  # one of PARTS
+    part: str  # one of evitlab.records.PARTS
     classes: str = r"(?!)"  # searched in the class's name; matches nothing by default
     names: str = r"(?!)"  # searched in the dotted path
     open: bool = False  # modules inside are told apart; else they belong to this part too

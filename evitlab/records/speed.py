@@ -17,6 +17,9 @@ CATEGORIES = (
     "matmul/conv", "softmax", "normalisation", "element-wise", "reshape/copy", "other",
 )  # fmt: skip
 MEMORY_BOUND = ("softmax", "normalisation", "element-wise", "reshape/copy")
+# Parts of a model. "token mixing": depthwise and other spatial convolutions outside of the rest;
+# "embedding": stem and subsampling; "other": what no module claims, mostly residual additions.
+PARTS = ("attention", "token mixing", "ffn", "norm", "embedding", "head", "other")
 
 # What the rows of one curve over the batch size have in common.
 CURVE = ("model", "engine", "layout", "precision", "threads", "img_size")
@@ -45,11 +48,11 @@ class Roofline(Record):
 class OperatorRow:
     """All calls of one operator in one part of the model, during one forward pass."""
 
-    operator: str  # as the profiler names it: "aten::addmm"
+    operator: str  # as the dispatcher names it: "aten::addmm"
     category: str  # one of CATEGORIES
-    module: str  # one of analysis.operators.PARTS: the part of the model that called it
+    module: str  # one of PARTS: the part of the model that called it
     calls: int
-    self_ms: float  # its own time, without that of operators it calls
+    self_ms: float  # its own time and its allocations' and kernels', not that of other rows
     bytes: int  # read and written, by the analytic model of analysis.traffic
     macs: int  # multiply-accumulates
 
@@ -83,6 +86,64 @@ class OperatorProfile(Record):
     def overhead(self) -> float:
         """Profiled over plain wall time: how much the profiler slows what it measures."""
         return self.profiled_ms / self.plain_ms
+
+    @property
+    def calls(self) -> int:
+        """Operator calls of one forward pass, views and wrappers included."""
+        return sum(row.calls for row in self.rows)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one forward pass."""
+        return sum(row.macs for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that one forward pass reads and writes, by the analytic model."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def dispatch_ms(self) -> float:
+        """What its calls alone would take, were there nothing to compute or move."""
+        return 1e-3 * self.calls * self.roofline.dispatch_us
+
+    @property
+    def peak_share(self) -> float:
+        """Multiply-accumulates per second over the device's peak, by the plain wall time; 0 to 1.
+
+        Pitfall: a convolution that saves multiplications (Winograd's) can come out above 1.
+        """
+        return 1e-6 * self.macs / self.plain_ms / self.roofline.peak_gmac_s
+
+    def by_category(self, roofline: Roofline | None = None) -> pd.DataFrame:
+        """One row per operator category, in the order of CATEGORIES, also where nothing ran.
+
+        Columns: category, calls, self_ms, share (of the self time, 0 to 1), bytes, macs,
+        intensity (multiply-accumulates per byte), floor_ms (below which the roofline lets no
+        operator come), floor_share (of all floors), achieved (floor_ms / self_ms: 1 is the best).
+
+        Args:
+            roofline: of another device, whose floors and their shares to show; None is the own.
+
+        Pitfall: `achieved` above 1 is data that came from a cache, not from memory.
+        """
+        return self._by("category", CATEGORIES, roofline)
+
+    def by_module(self, roofline: Roofline | None = None) -> pd.DataFrame:
+        """One row per part of the model, in the order of PARTS; columns as `by_category` has."""
+        return self._by("module", PARTS, roofline)
+
+    def _by(self, column: str, order: tuple[str, ...], roofline: Roofline | None) -> pd.DataFrame:
+        ceilings = roofline or self.roofline
+        frame = self.to_frame()
+        frame["floor_ms"] = [ceilings.floor_ms(row.macs, row.bytes) for row in self.rows]
+        sums = ["calls", "self_ms", "bytes", "macs", "floor_ms"]
+        frame = frame.groupby(column)[sums].sum().reindex(order, fill_value=0)
+        frame.insert(2, "share", frame["self_ms"] / frame["self_ms"].sum())
+        frame.insert(5, "intensity", frame["macs"] / frame["bytes"].where(frame["bytes"] > 0))
+        frame["floor_share"] = frame["floor_ms"] / frame["floor_ms"].sum()
+        frame["achieved"] = frame["floor_ms"] / frame["self_ms"].where(frame["self_ms"] > 0)
+        return frame.reset_index()
 
     def to_frame(self) -> pd.DataFrame:
         """One row per operator and part; model and fused_attention stand in every row."""
