@@ -44,7 +44,7 @@ from evitlab.records import DataPathRow, SpeedRecord, SpeedRow
 from evitlab.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "evaluate", "export", "models", "bench", "reproduce")
+COMMANDS = ("train", "evaluate", "export", "models", "profile", "bench", "reproduce")
 
 
 @pytest.fixture(scope="module")

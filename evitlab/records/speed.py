@@ -155,6 +155,19 @@ class OperatorProfile(Record):
 
 
 @dataclass(frozen=True)
+class OperatorProfiles(Record):
+    """Profiles taken by one command."""
+
+    profiles: tuple[OperatorProfile, ...]
+    command: str  # the one command that regenerates this record
+    environment: Environment
+
+    def to_frame(self) -> pd.DataFrame:
+        """The rows of all profiles."""
+        return pd.concat([profile.to_frame() for profile in self.profiles], ignore_index=True)
+
+
+@dataclass(frozen=True)
 class ThroughputRecord(Record):
     """One model under one engine at one batch size: medians of interleaved rounds."""
 
