@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import BboxBase
 from PIL import Image
-from timed_records import family_sweep, profile
+from timed_records import deploy_ratios, family_sweep, profile
 
 from evitlab import figures, paper
 from evitlab.figures.style import HouseFigure
@@ -141,6 +141,7 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "fig2": lambda: figures.fig2_operators([profile(fused=f) for f in (False, True)]),
     "fig2_parts": lambda: figures.fig2_operators([profile(LONGEST)], by="module"),
     "roofline": lambda: figures.roofline([profile(), profile(LONGEST)]),
+    "deploy": lambda: figures.deploy_ratios(deploy_ratios()),
     "speed_map": lambda: figures.speed_map(family_sweep()),
     "speed_ratios": lambda: figures.speed_ratios(paper.speed_ratios()),
     "curves": lambda: figures.training_curves(

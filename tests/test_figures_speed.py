@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
-from timed_records import CARD, ROOFLINE, family_sweep, profile, sweep, timing
+from timed_records import CARD, ROOFLINE, deploy_ratios, family_sweep, profile, sweep, timing
 
 from evitlab import figures, paper
 
@@ -250,6 +250,35 @@ def test_speed_ratios_refuse_another_frame():
         figures.speed_ratios(paper.speed_ratios().drop(columns="provenance"))
     with pytest.raises(ValueError, match="at least one ratio"):
         figures.speed_ratios(paper.speed_ratios().assign(paper=math.nan))
+
+
+# Deploy
+
+
+def test_deploy_ratios_have_a_panel_per_engine_and_batch_size():
+    figure = figures.deploy_ratios(deploy_ratios())
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "PyTorch, batch 1",
+        "ONNX Runtime, batch 1",
+        "ONNX Runtime, batch 16",
+        "Share of the peak",
+    ]
+    for axes, peers in zip(figure.axes, (2, 1, 1), strict=False):
+        ratios = sorted(at(line)[0] for line in axes.lines if line.get_gid() == "ratio")
+        assert ratios == pytest.approx(sorted([1, 1.1, 1.2, 1.3, 1.4, 1.5] * peers))
+    widths = [bar.get_width() for bar in bars(figure, 3) if bar.get_gid() == "peak"]
+    assert widths == pytest.approx([50, 55, 60, 65, 70, 75] * 2)
+
+
+def test_deploy_ratios_say_what_failed_and_refuse_what_they_do_not_know():
+    record = deploy_ratios()
+    failed = dataclasses.replace(record, failed=("x",), peak=())
+    assert "1 measurements failed" in str(figures.deploy_ratios(failed).get_supxlabel())
+    with pytest.raises(ValueError, match="at least one ratio"):
+        figures.deploy_ratios(dataclasses.replace(record, rows=()))
+    odd = dataclasses.replace(record.rows[0], peer="compiled")
+    with pytest.raises(ValueError, match="peers eager, folded, exported, got 'compiled'"):
+        figures.deploy_ratios(dataclasses.replace(record, rows=(odd,)))
 
 
 # Fig. 1, measured

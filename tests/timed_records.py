@@ -6,9 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 
 from evitlab.records import (
+    DeployRatios,
     Environment,
     OperatorProfile,
     OperatorRow,
+    PeakRow,
+    RatioRow,
     Roofline,
     ThroughputRecord,
     ThroughputSweep,
@@ -100,3 +103,23 @@ def family_sweep() -> ThroughputSweep:
                         timing(name, size, None if failed else speed, engine=engine, layout=layout)
                     )
     return sweep(rows)
+
+
+def deploy_ratios() -> DeployRatios:
+    """Six models; the i-th is 1 + i / 10 times as fast, in every comparison."""
+    names = [f"efficientvit_m{i}" for i in range(6)]
+    compared = (
+        ("deploy", 1, "eager"), ("deploy", 1, "folded"),
+        ("onnxruntime", 1, "exported"), ("onnxruntime", 16, "exported"),
+    )  # fmt: skip
+    rows = tuple(
+        RatioRow(name, engine, peer, size, 9, 10.0, 10 + i, 1 + i / 10, 0.95 + i / 10, 1.1 + i / 10)
+        for engine, size, peer in compared
+        for i, name in enumerate(names)
+    )
+    peak = tuple(
+        PeakRow(name, engine, 16, 9, 20.0 + i, 40.0, 0.5 + i / 20, 0.45, 0.8)
+        for engine in ("deploy", "onnxruntime")
+        for i, name in enumerate(names)
+    )
+    return DeployRatios(rows, peak, (), (224, 224), "evitlab bench --preset deploy", CARD)

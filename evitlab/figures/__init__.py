@@ -6,6 +6,7 @@ last value, or write them with `save_figure`.
 
 from evitlab.figures.architecture import table1_architecture
 from evitlab.figures.block import fig6_block
+from evitlab.figures.deploy import deploy_ratios
 from evitlab.figures.images import image_grid
 from evitlab.figures.operators import fig2_operators
 from evitlab.figures.roofline import roofline
@@ -18,6 +19,7 @@ from evitlab.figures.training import training_curves
 __all__ = [
     "PALETTE",
     "add_caption",
+    "deploy_ratios",
     "fig1_speed_accuracy",
     "fig2_operators",
     "fig6_block",
