@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from evitlab.records import (
     OperatorProfile,
     OperatorRow,
     environment_card,
+    write_atomically,
 )
 from evitlab.training.evaluation import checked_device
 
@@ -294,5 +296,7 @@ def _rows(
 
 
 def _write_trace(profiler: profile, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    profiler.export_chrome_trace(str(path))
+    with TemporaryDirectory() as folder:
+        trace = Path(folder) / path.name
+        profiler.export_chrome_trace(str(trace))
+        write_atomically(path, trace.read_bytes())

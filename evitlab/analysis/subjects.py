@@ -86,6 +86,7 @@ def _torchvision_model(rest: str) -> nn.Module:
 
 
 def _unknown(name: str, rest: str, known: list[str], whose: str) -> ValueError:
-    close = get_close_matches(rest, known, n=1, cutoff=0.5)
+    longer = sorted((other for other in known if other.startswith(rest)), key=len)
+    close = (longer if rest else []) or get_close_matches(rest, known, n=1, cutoff=0.5)
     hint = f"; did you mean {name.removesuffix(rest) + close[0]!r}?" if close else ""
     return ValueError(f"model: expected one of {whose} models, got {name!r}{hint}")
