@@ -340,7 +340,7 @@ class DeployedEfficientViT(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def for_onnx(self) -> nn.Module:
-        """The same function arranged for ONNX runtimes; shares this form's weights."""
+        """The same function arranged for ONNX runtimes."""
         from evitlab.models.onnx_form import OnnxForm
 
         return OnnxForm(self).eval()
