@@ -15,6 +15,7 @@ from evitlab.records.comparison import (
     quartiles,
 )
 from evitlab.records.environment import SCALES, Environment, environment_card
+from evitlab.records.quantization import QuantizationRecord, QuantizationSpeed
 from evitlab.records.speed import (
     CATEGORIES,
     CURVE,
@@ -47,6 +48,8 @@ __all__ = [
     "OperatorProfiles",
     "OperatorRow",
     "PeakRow",
+    "QuantizationRecord",
+    "QuantizationSpeed",
     "RatioRow",
     "Record",
     "Roofline",
