@@ -6,14 +6,19 @@ from typing import TYPE_CHECKING, Any
 from evitlab.analysis.operators import profile_operators
 from evitlab.analysis.roofline import measure_roofline
 from evitlab.analysis.structure import trace_block
+from evitlab.analysis.throughput import measure_throughput
 from evitlab.datasets import Dataset, default_dataset_name, open_dataset, photograph
 from evitlab.findings import Finding, conclude
 from evitlab.models.cost import count_macs, count_params
+from evitlab.models.deploy import deploy
+from evitlab.models.export import export_onnx
 from evitlab.models.weights import LoadReport, load_weights
 from evitlab.models.zoo import create_model, list_models, load_model
 from evitlab.records import (
     Accuracy,
+    DeployRatios,
     OperatorProfile,
+    QuantizationRecord,
     Roofline,
     ThroughputRecord,
     ThroughputSweep,
@@ -35,9 +40,11 @@ __all__ = [
     "Accuracy",
     "Augment",
     "Dataset",
+    "DeployRatios",
     "Finding",
     "LoadReport",
     "OperatorProfile",
+    "QuantizationRecord",
     "RECIPES",
     "Recipe",
     "Report",
@@ -50,13 +57,16 @@ __all__ = [
     "count_params",
     "create_model",
     "default_dataset_name",
+    "deploy",
     "environment_card",
     "evaluate",
+    "export_onnx",
     "figures",
     "list_models",
     "load_model",
     "load_weights",
     "measure_roofline",
+    "measure_throughput",
     "open_dataset",
     "paper",
     "photograph",
