@@ -3,31 +3,201 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from evitlab.cli.parser import AddCommand
+from evitlab.records import ThroughputRecord, ThroughputSweep
+
+# By preset: what it takes beside --rounds, --threads and --json.
+_COMPARISONS = {"deploy": (), "timm": ("batch_sizes",)}
 
 
 def add(command: AddCommand) -> None:
     bench = command(
-        "bench", _bench, "time our models against timm's, and the data path of training",
-        "evitlab bench efficientvit_m0 --batch-sizes 1 32 --json speed.json",
+        "bench", _bench, "measure images per second, over engines, batch sizes and precisions",
+        "evitlab bench efficientvit_m0 timm/levit_128s --engines eager deploy --batch-sizes 1 16",
     )  # fmt: skip
-    bench.add_argument("models", nargs="*", metavar="MODEL", help="default: all six")
-    bench.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32], metavar="N")
-    bench.add_argument("--rounds", type=int, default=15, metavar="N", help="default: %(default)s")
-    bench.add_argument("--threads", type=int, default=1, metavar="N", help="default: %(default)s")
+    bench.add_argument("models", nargs="*", metavar="MODEL",
+                       help="a name of ours, timm/NAME, torchvision/NAME")  # fmt: skip
+    bench.add_argument(
+        "--preset", default="quick", metavar="NAME",
+        help="paper-cpu, paper-gpu, sweep, sweep-gpu, quick: models, engines and conditions, which "
+        "the other options change; deploy: ratios of the deployed family to timm's models; timm: "
+        "ratios of forward pass and training step, and the data path (default: %(default)s)",
+    )  # fmt: skip
+    bench.add_argument("--engines", nargs="+", metavar="NAME",
+                       help="eager, channels-last, deploy, traced, compile, cuda-graph, "
+                       "onnxruntime, openvino")  # fmt: skip
+    bench.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="images per call")
+    bench.add_argument("--precision", nargs="+", metavar="NAME",
+                       help="float32, bfloat16, float16")  # fmt: skip
+    bench.add_argument("--threads", type=int, nargs="+", metavar="N", help="of the CPU")
+    bench.add_argument("--device", nargs="+", metavar="NAME", help="cpu, cuda")
+    bench.add_argument("--img-size", type=int, metavar="N", help="default: each model's own")
+    bench.add_argument("--rounds", type=int, metavar="N", help="of each measurement, at most")
+    bench.add_argument("--seconds", type=float, metavar="X",
+                       help="for the rounds of each measurement, at most")  # fmt: skip
     bench.add_argument("--json", metavar="FILE", help="also write the record there")
+    bench.add_argument("--resume", action="store_true",
+                       help="keep what FILE holds and measure what is missing")  # fmt: skip
 
 
 def _bench(args: argparse.Namespace) -> None:
+    if args.resume and not args.json:
+        raise ValueError("--resume: expected --json FILE, which it continues")
+    if args.preset in _COMPARISONS:
+        _refuse_other_options(args)
+        (_deploy if args.preset == "deploy" else _timm)(args)
+    else:
+        _sweep(args)
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    from evitlab.analysis.presets import PRESETS
+    from evitlab.analysis.roofline import measure_roofline
+    from evitlab.analysis.throughput import sweep
+    from evitlab.records import environment_card
+
+    if args.preset not in PRESETS:
+        names = [*PRESETS, *_COMPARISONS]
+        close = get_close_matches(args.preset, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"--preset: expected one of {', '.join(names)}, got {args.preset!r}{hint}")
+    given = {
+        "models": args.models,
+        "engines": args.engines,
+        "batch_sizes": args.batch_sizes,
+        "precisions": args.precision,
+        "threads": args.threads,
+        "devices": args.device,
+    }
+    changes: dict[str, Any] = {name: tuple(values) for name, values in given.items() if values}
+    for name in ("img_size", "rounds", "seconds"):
+        if getattr(args, name) is not None:
+            changes[name] = getattr(args, name)
+    plan = dataclasses.replace(PRESETS[args.preset], **changes)
+    plan.check()
+    rows = list(_earlier(args))
+    roofline = measure_roofline(plan.devices[0], threads=plan.threads[0])
+    card = dataclasses.replace(
+        environment_card(device=plan.devices[0], seed=0, dataset="noise"), threads=plan.threads[0]
+    )
+    record = ThroughputSweep(tuple(rows), roofline, args.command_line, card)
+    for found in sweep(plan, done=rows):
+        retried = {_subject(row) for row in found}
+        rows = [row for row in rows if row.error is None or _subject(row) not in retried] + found
+        record = dataclasses.replace(record, rows=tuple(rows))
+        if args.json:
+            record.save(args.json)  # after each group: a long sweep can be continued
+    print(table(record).to_string(index=False))
+    print(
+        f"img/s: median of the rounds, quartiles beside it; peak: share of the "
+        f"{roofline.peak_gmac_s:.0f} GMAC/s that a large matrix product reached; {card.hardware}"
+    )
+    if all(row.img_per_s is None for row in rows):
+        raise ValueError(f"nothing could be measured: {rows[0].error}")
+
+
+def table(record: ThroughputSweep) -> pd.DataFrame:
+    """The rows of a sweep as they are printed."""
+
+    def cells(row: ThroughputRecord) -> dict[str, object]:
+        plain = {
+            "model": row.model,
+            "engine": row.engine,
+            "precision": row.precision,
+            "px": row.img_size[0],
+            "batch": row.batch_size,
+            "threads": row.threads,
+        }
+        if row.img_per_s is None:
+            return {**plain, "img/s": "-", "quartiles": "", "ms": "", "peak": "", "": row.error}
+        share = 1e-9 * row.macs * row.img_per_s / record.roofline.peak_gmac_s
+        same = (row.precision, row.threads) == (
+            record.roofline.environment.precision,
+            record.roofline.environment.threads,
+        )
+        return {
+            **plain,
+            "img/s": f"{row.img_per_s:.1f}",
+            "quartiles": f"{row.img_per_s_low:.1f}-{row.img_per_s_high:.1f}",
+            "ms": f"{row.batch_ms:.2f}",
+            "peak": f"{share:.0%}" if same else "",
+            "": "",
+        }
+
+    return pd.DataFrame([cells(row) for row in record.rows])
+
+
+def _earlier(args: argparse.Namespace) -> tuple[ThroughputRecord, ...]:
+    """Rows of the file that is continued; none where there is no file yet."""
+    from evitlab.records import environment_card
+
+    if not args.resume or not Path(args.json).exists():
+        return ()
+    rows = ThroughputSweep.load(args.json).rows
+    here = environment_card().cpu_model
+    for row in rows:
+        if row.environment.cpu_model != here:
+            raise ValueError(
+                f"--resume: expected a record of this machine ({here}), "
+                f"{args.json} was measured on {row.environment.cpu_model}"
+            )
+    return rows
+
+
+def _subject(row: ThroughputRecord) -> tuple[object, ...]:
+    return (row.model, row.engine, row.precision, row.batch_size, row.threads, row.img_size,
+            row.environment.device)  # fmt: skip
+
+
+def _deploy(args: argparse.Namespace) -> None:
+    from evitlab.analysis.deploy_ratios import compare_deploy
+
+    options: dict[str, Any] = {
+        name: getattr(args, name)
+        for name in ("rounds", "seconds")
+        if getattr(args, name) is not None
+    }
+    record = compare_deploy(
+        *([args.models] if args.models else []),
+        threads=(args.threads or [1])[0],
+        command=args.command_line,
+        **options,
+    )
+    print(record.to_frame().to_string(index=False, float_format="{:.2f}".format))
+    for row in record.peak:
+        print(
+            f"{row.model}, {row.engine}, batch {row.batch_size}: {row.achieved_gmac_s:.1f} of "
+            f"{row.peak_gmac_s:.1f} GMAC/s, {row.share:.0%} of the peak "
+            f"({row.share_low:.0%} to {row.share_high:.0%})"
+        )
+    for line in record.failed:
+        print(f"not measured: {line}")
+    print(
+        f"ratio: timm's time / ours, median of the rounds, quartiles beside it; "
+        f"{record.environment.hardware}"
+    )
+    if args.json:
+        record.save(args.json)
+    if not record.rows:
+        raise ValueError(f"nothing could be measured: {record.failed[0]}")
+
+
+def _timm(args: argparse.Namespace) -> None:
     from evitlab.analysis.comparison import compare_with_timm
     from evitlab.models.zoo import VARIANTS
 
     record = compare_with_timm(
         args.models or tuple(VARIANTS),
-        batch_sizes=args.batch_sizes,
-        rounds=args.rounds,
-        threads=args.threads,
+        batch_sizes=args.batch_sizes or (1, 32),
+        rounds=15 if args.rounds is None else args.rounds,
+        threads=(args.threads or [1])[0],
     )
     print(record.to_frame().to_string(index=False, float_format="{:.2f}".format))
     for row in record.data_path:
@@ -39,3 +209,13 @@ def _bench(args: argparse.Namespace) -> None:
           f"{record.environment.hardware}")  # fmt: skip
     if args.json:
         record.save(args.json)
+
+
+def _refuse_other_options(args: argparse.Namespace) -> None:
+    """A comparison has its own engines and conditions: an option it ignored would mislead."""
+    able = (*_COMPARISONS[args.preset], *(("seconds",) if args.preset == "deploy" else ()))
+    for name in ("engines", "batch_sizes", "precision", "device", "img_size", "seconds", "resume"):
+        if getattr(args, name) and name not in able:
+            raise ValueError(f"--{name.replace('_', '-')}: not an option of --preset {args.preset}")
+    if args.threads and len(args.threads) > 1:
+        raise ValueError(f"--threads: expected one number with --preset {args.preset}")
