@@ -154,11 +154,23 @@ class _Head(nn.Module):
         reach = head.kernel.shape[-1] // 2
         query = F.conv2d(query, head.kernel, head.kernel_bias, 1, reach, 1, head.key_dim)
         query = self.key(query).permute(0, 2, 3, 1).reshape(-1, N, c)
+        value = feature @ self.value_weight
+        if padding is None and torch.onnx.is_in_onnx_export():
+            # One node for the four below; torch's own operator of this name infers a wrong shape
+            # where values are wider than keys.
+            return torch.onnx.ops.symbolic(
+                "Attention",
+                (query, feature, value, bias),
+                {"q_num_heads": 1, "kv_num_heads": 1, "scale": 1.0},
+                dtype=value.dtype,
+                shape=value.shape,
+                version=23,
+            )
         logits = query @ feature.transpose(1, 2)  # [n, N, N]
         if padding is not None:
-            logits = logits.unflatten(0, (-1, len(padding))) + bias
-            return logits.flatten(0, 1).softmax(-1) @ (feature @ self.value_weight)
-        return (logits + bias).softmax(-1) @ (feature @ self.value_weight)
+            logits = (logits.unflatten(0, (-1, len(padding))) + bias).flatten(0, 1)
+            return logits.softmax(-1) @ value
+        return (logits + bias).softmax(-1) @ value
 
 
 class _Attention(nn.Module):
