@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from timm.layers import set_fused_attn, use_fused_attn
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from evitlab import count_macs
+from evitlab import count_macs, deploy
 from evitlab.analysis import operators, roofline
 from evitlab.analysis.categories import CATEGORY_OF, category_of
 from evitlab.analysis.conditions import fused_attention
@@ -398,7 +399,44 @@ def test_parts_begin_where_their_modules_do() -> None:
         "dwconv": "token mixing",
         "head": "head",
     }
-    assert model.attn.norm not in parts and model.mlp[0] not in parts
+    assert parts[model.attn.norm] == "attention" and parts[model.mlp[0]] == "ffn"
+
+
+def test_a_part_whose_modules_are_called_one_by_one() -> None:
+    """A container that is never called itself; and one scope for modules inside each other."""
+
+    class ByHand(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.stem:
+                x = layer(x)
+            return x
+
+    profile = profile_operators(ByHand(), torch.zeros(1, 3, 4, 4), rounds=1)
+    assert {row.module for row in profile.rows} == {"embedding"}
+    entered: list[str] = []
+
+    def scope(part: str) -> AbstractContextManager[None]:
+        entered.append(part)
+        return nullcontext()
+
+    model = Toy()
+    with scopes(parts_of(model), scope):
+        model(torch.zeros(1, 3, 8, 8))
+    assert entered == ["embedding", "norm", "attention", "ffn", "token mixing", "head"]
+
+
+def test_parts_of_the_deployed_form(subjects: dict[str, nn.Module]) -> None:
+    """Told by its own classes, since the convolutions are called as functions there."""
+    deployed = deploy(subjects["efficientvit_m0"])
+    profile = profile_operators(deployed, IMAGE, rounds=1)
+    assert {row.category for row in profile.rows} <= set(CATEGORIES) - {"normalisation", "other"}
+    macs = profile.by_module().set_index("module")["macs"]
+    assert min(macs[["attention", "token mixing", "ffn", "embedding"]]) > 0
+    assert macs["other"] <= 192 * 1000  # no more than the classifier
 
 
 def test_the_tables_name_only_what_there_is() -> None:

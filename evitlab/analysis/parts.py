@@ -28,37 +28,45 @@ class Rule(NamedTuple):
 RULES = (
     Rule("head", names=r"^(head(s|_\w+)?|classifier|fc|fc_norm|conv_head|global_pool|avgpool)$"),
     Rule("head", r"^(NormLinear|ClassifierHead|NormMlpClassifierHead|SelectAdaptivePool2d)$"),
-    Rule("embedding", r"Patch(Embed|Merging)|(?<!Levit)Downsample$|^ConvStem$|^Stem"),
+    Rule("embedding", r"PatchEmbed|Merging$|(?<!Levit)Downsample$|^ConvStem$|^Stem"),
     Rule("embedding", names=r"^(patch_embed\w*|stem\w*|conv_stem|conv1|conv_proj|features\.0)$"),
     Rule("embedding", names=r"(^|\.)downsample(_layers\.\d+)?$", open=True),
     # Window partition and unfolding run in the block itself, along with its residual additions.
     Rule("attention", r"^(SwinTransformer(V2)?Block|MobileVit(V2)?Block)$", open=True),
     Rule("attention", r"(Attention|Attn|MHSA|Mhsa|XCA|Mqa)(2d|Rope|V\d|Downsample)?$"),
     Rule("ffn", r"(Mlp|MLP|MLPBlock|FFN|FeedForward|SwiGLU|SqueezeExcit\w+|SEModule)$"),
-    Rule("token mixing", r"^SpatialConv$"),  # as `_kind` names it
-    Rule("ffn", r"^(PointwiseConv|Linear)$"),  # mixes the channels of each token
+    Rule("token mixing", r"^(SpatialConv|Depthwise)$"),  # "SpatialConv" as `_kind` has it
+    Rule("ffn", r"^(PointwiseConv|Pointwise|Linear)$"),  # mixes the channels of each token
     Rule("norm", r"(Batch|Layer|Group|Instance|Rms|RMS)Norm"),
 )
 
 
 def parts_of(model: nn.Module) -> dict[nn.Module, str]:
-    """The modules at which a part begins, each with the part's name."""
+    """The part that each module belongs to; modules that belong to none are left out.
+
+    Those inside of a part are in it by themselves: some models call them one by one.
+    """
     parts: dict[nn.Module, str] = {}
 
-    def visit(module: nn.Module, path: str) -> None:
-        kind = _kind(module)
-        for rule in RULES:
-            if re.search(rule.classes, kind) or re.search(rule.names, path):
-                parts[module] = rule.part
-                if not rule.open:
-                    return
-                break
+    def visit(module: nn.Module, path: str, above: str | None, told: bool) -> None:
+        rule = None if told else _rule(module, path)
+        part = rule.part if rule else above
+        if part:
+            parts[module] = part
         for name, child in module.named_children():
-            visit(child, f"{path}.{name}")
+            visit(child, f"{path}.{name}", part, told or (rule is not None and not rule.open))
 
     for name, child in model.named_children():
-        visit(child, name)
+        visit(child, name, None, False)
     return parts
+
+
+def _rule(module: nn.Module, path: str) -> Rule | None:
+    kind = _kind(module)
+    for rule in RULES:
+        if re.search(rule.classes, kind) or re.search(rule.names, path):
+            return rule
+    return None
 
 
 def _kind(module: nn.Module) -> str:
@@ -74,7 +82,7 @@ def _kind(module: nn.Module) -> str:
 def scopes(
     parts: Mapping[nn.Module, str], scope: Callable[[str], AbstractContextManager[object]]
 ) -> Iterator[None]:
-    """Enter `scope(part)` while one of these modules runs.
+    """Enter `scope(part)` while modules of a part run, once where they run inside each other.
 
     The hooks are torch's global ones, so that no module is changed; afterwards they are gone, and
     every scope is left, also when a forward pass raises.
@@ -82,10 +90,12 @@ def scopes(
     running: list[tuple[nn.Module, AbstractContextManager[object]]] = []
 
     def enter(module: nn.Module, _inputs: object) -> None:
-        if module in parts:
-            entered = scope(parts[module])
-            entered.__enter__()
-            running.append((module, entered))
+        part = parts.get(module)
+        if part is None or (running and parts[running[-1][0]] == part):
+            return
+        entered = scope(part)
+        entered.__enter__()
+        running.append((module, entered))
 
     def leave(module: nn.Module, _inputs: object, _output: object) -> None:
         if running and running[-1][0] is module:
