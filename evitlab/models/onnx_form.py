@@ -9,7 +9,7 @@ inside the attention. There, on top of `deploy`'s algebra:
 - Attention weights sum to 1, so a bias of the values passes through them: it moves on to where the
   output is read, the next head's query and the projection.
 - Q K^T = Q (F Wk)^T = (Q Wk^T) F^T: the queries take the keys' weight as one more convolution while
-  they are a map, and the features F themselves serve as keys.
+  they are a map, and the features F themselves serve as keys; where that costs little arithmetic.
 
 Shape legend: see `deploy`.
 """
@@ -32,6 +32,10 @@ from evitlab.models.deploy import (
     Shift,
     fit_width,
 )
+
+# Extra multiply-accumulates a token for which features serve as keys, N (c - d): a node fewer is
+# worth them at batch 1 and no loss at batch 16.
+KEYS_WORTH = 1000
 
 
 class OnnxForm(nn.Module):
@@ -136,7 +140,10 @@ class _Head(nn.Module):
         key, value = head.key_value_weight[:, :d], head.key_value_weight[:, d:]
         query_bias = head.query_bias[:, 0] + head.query_weight @ shift
         self.query = _Conv1x1(head.query_weight, query_bias)
-        self.key = _Conv1x1(key)  # [c, d]: from queries to what features are compared with
+        rows, columns = head.window
+        features_are_keys = rows * columns * (len(key) - d) <= KEYS_WORTH
+        self.key = _Conv1x1(key) if features_are_keys else None  # of the queries' maps
+        self.key_weight = None if features_are_keys else _fixed(key)  # of the features
         self.value_weight = _fixed(value)  # [c, value width]
         self.value_bias = head.key_value_bias[d:] + shift @ value  # what its outputs lack
 
@@ -153,20 +160,22 @@ class _Head(nn.Module):
             bias = bias.expand(len(padding), N, N).masked_fill(padding[:, None], float("-inf"))
         reach = head.kernel.shape[-1] // 2
         query = F.conv2d(query, head.kernel, head.kernel_bias, 1, reach, 1, head.key_dim)
-        query = self.key(query).permute(0, 2, 3, 1).reshape(-1, N, c)
+        query = query if self.key is None else self.key(query)
+        query = query.permute(0, 2, 3, 1).reshape(-1, N, query.shape[1])
+        key = feature if self.key_weight is None else feature @ self.key_weight
         value = feature @ self.value_weight
         if padding is None and torch.onnx.is_in_onnx_export():
             # One node for the four below; torch's own operator of this name infers a wrong shape
             # where values are wider than keys.
             return torch.onnx.ops.symbolic(
                 "Attention",
-                (query, feature, value, bias),
+                (query, key, value, bias),
                 {"q_num_heads": 1, "kv_num_heads": 1, "scale": 1.0},
                 dtype=value.dtype,
                 shape=value.shape,
                 version=23,
             )
-        logits = query @ feature.transpose(1, 2)  # [n, N, N]
+        logits = query @ key.transpose(1, 2)  # [n, N, N]
         if padding is not None:
             logits = (logits.unflatten(0, (-1, len(padding))) + bias).flatten(0, 1)
             return logits.softmax(-1) @ value
