@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from evitlab.analysis.folding import deployed
 from evitlab.models.efficientvit import EfficientViT
+from evitlab.models.onnx_graph import quietly
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 Call = Callable[[], object]  # runs one batch
@@ -158,14 +159,16 @@ def _onnx_file(model: nn.Module, setting: Setting) -> Path:
 
         return export_onnx(model, setting.onnx_file, verify=False)
     images = setting.images[:1].repeat(2, 1, 1, 1)  # of one image the exporter makes a constant
-    torch.onnx.export(
-        deployed(model, images),
-        (images,),
-        setting.onnx_file,
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
-    )
+    module = deployed(model, images)
+    with quietly():
+        torch.onnx.export(
+            module,
+            (images,),
+            setting.onnx_file,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
     return setting.onnx_file
 
 

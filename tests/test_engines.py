@@ -1,0 +1,140 @@
+"""Every engine computes what the model computes; folding changes nothing but the form."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from evitlab import create_model
+from evitlab.analysis import engines
+from evitlab.analysis.engines import ENGINES, Setting, check_engine
+from evitlab.analysis.folding import deployed, draw_statistics, fold_batch_norms
+from evitlab.analysis.subjects import build
+
+PEERS = ("timm/test_efficientnet", "timm/test_byobnet", "timm/levit_128s", "timm/efficientvit_m0")
+
+
+def noise(batch: int, side: int = 160) -> Tensor:
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def close(found: Any, expected: Tensor) -> None:
+    difference = float((torch.as_tensor(found) - expected).abs().max() / expected.abs().max())
+    assert difference < 1e-4, f"relative difference {difference:.1e}"
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("onnx")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ENGINES if name not in ("compile", "cuda-graph")]
+)
+def test_an_engine_computes_what_the_model_computes(name: str, folder: Path) -> None:
+    """At two batch sizes; ONNX engines read one file, which the first of them wrote."""
+    for module in ENGINES[name].needs:
+        pytest.importorskip(module)
+    model = draw_statistics(build("timm/test_efficientnet"))
+    for batch in (1, 3):
+        images = noise(batch)
+        setting = Setting(images, "float32", torch.device("cpu"), 1, folder / "model.onnx")
+        with torch.inference_mode():
+            expected = model(images)
+            call = ENGINES[name].build(copy.deepcopy(model), setting)
+            answer: Any = call()
+        found = {"onnxruntime": list, "openvino": lambda outputs: list(outputs.values())}
+        close(found[name](answer)[0] if name in found else answer, expected)
+
+
+def test_ours_runs_as_onnx(folder: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = create_model("efficientvit_m0_p4", img_size=32, num_classes=4).eval()
+    draw_statistics(model)
+    images = noise(2, 32)
+    setting = Setting(images, "float32", torch.device("cpu"), 1, folder / "ours.onnx")
+    call = ENGINES["onnxruntime"].build(model, setting)
+    answer: Any = call()
+    with torch.inference_mode():
+        close(answer[0], model(images))
+    assert onnxruntime.InferenceSession(str(folder / "ours.onnx")).get_inputs()[0].name == "images"
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_folds_all_its_norms_and_stays_the_same(name: str) -> None:
+    model = draw_statistics(build(name))
+    images = noise(1, 160 if "test" in name else 224)
+    before = norms(model)
+    folded = deployed(model, images)
+    assert (before > 0, norms(folded)) == (True, 0)
+    assert norms(model) == before, "the model passed in has changed"
+    with torch.inference_mode():
+        close(folded(images), model(images))
+
+
+class Crossed(nn.Module):
+    """Its norm stands behind a convolution and is called before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(self.bn(images))
+
+
+def test_a_model_that_cannot_be_folded_stays_as_it_is() -> None:
+    model = draw_statistics(Crossed()).eval()
+    images = noise(1, 4)
+    found = deployed(model, images)
+    assert norms(found) == 1
+    with torch.inference_mode():
+        close(found(images), model(images))
+
+
+def test_folding_by_hand() -> None:
+    """conv 2 x + 1, then (y - 5) / 2 * 6 + 7: 6 x - 5."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Identity(), nn.BatchNorm2d(1, eps=0)).eval()
+    values = {"0.weight": 2.0, "0.bias": 1.0, "2.weight": 6.0, "2.bias": 7.0,
+              "2.running_mean": 5.0, "2.running_var": 4.0}  # fmt: skip
+    for name, value in values.items():
+        model.state_dict()[name].fill_(value)
+    assert fold_batch_norms(model) is model
+    conv = model[0]
+    assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+    assert (conv.weight.item(), conv.bias.item()) == (6.0, -5.0)
+    assert isinstance(model[2], nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("onnxruntim", r"^engine: expected one of eager, .* got 'onnxruntim'; did you mean 'onnx"),
+        ("tensorrt", r"^engine: expected one of eager, "),
+    ],
+)
+def test_an_unknown_engine_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_engine(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("onnxruntime", "onnx"), ("openvino", "onnx,openvino")]
+)
+def test_an_engine_that_is_not_installed_names_its_extra(
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda module: None)
+    with pytest.raises(ValueError, match=rf'^engine: {name} needs .*"evitlab\[{extra}\]"'):
+        check_engine(name)
+    assert check_engine("eager") is ENGINES["eager"]
