@@ -288,11 +288,11 @@ def test_fig1_says_whose_accuracy_stands_beside_our_speed():
     rows = [("efficientvit_m0", 224, 90.0), ("timm/pvt_v2_b0", 224, 20.0)]
     measured = paper.measured_speed_accuracy(
         pd.DataFrame(rows, columns=["model", "img_size", "img_per_s"])
-    ).assign(dataset="ImageNet-1k", device="Abacus 2", scale="quick", top1_source="timm")
+    ).assign(dataset="ImageNet-1k", device="Abacus 2", top1_source="timm")
     figure = figures.fig1_speed_accuracy(paper.speed_accuracy(), measured)
     right = figure.axes[1]
-    assert right.get_title(loc="left") == "Speed measured here: Abacus 2, scale quick"
+    assert right.get_title(loc="left") == "Speed measured here: Abacus 2"
     assert right.get_ylabel() == "ImageNet-1k top-1 (%), published by timm"
     faces = {at(dot)[0]: dot.get_markerfacecolor() for dot in dots(right)}
     assert faces[20.0] == "white" and faces[90.0] != "white"  # digitised, and timm's
-    assert "digitised" in str(figure.get_supxlabel())
+    assert "open markers: read off the paper's figure" in str(figure.get_supxlabel())

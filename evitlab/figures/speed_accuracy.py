@@ -25,10 +25,10 @@ def fig1_speed_accuracy(
 
     Args:
         paper: `paper.speed_accuracy()`: model, family, top1 (percent), img_per_s, provenance.
-        measured: the same columns, provenance only if the accuracy is published too, and dataset,
-            device, scale (one value each), which the panel states. A column `top1_source` ("timm")
-            says whose accuracy it is where only the speed was measured here, as in
-            `paper.measured_speed_accuracy`; open markers are then digitised.
+        measured: the same columns without provenance, and dataset, device, scale (one value each),
+            which the panel states. Where only the speed was measured here, as in
+            `paper.measured_speed_accuracy`: `top1_source` ("timm") in place of scale, and
+            provenance, whose "digitised" accuracies get open markers.
         log: logarithmic throughput axis.
 
     Raises:
@@ -42,11 +42,9 @@ def fig1_speed_accuracy(
     _require("paper", paper, ("model", "family", "top1", "img_per_s", "provenance"))
     families = list(dict.fromkeys(paper["family"]))
     if measured is not None:
-        _require(
-            "measured",
-            measured,
-            ("model", "family", "top1", "img_per_s", "dataset", "device", "scale"),
-        )
+        borrowed = "top1_source" in measured
+        said = ("dataset", "device", "top1_source" if borrowed else "scale")
+        _require("measured", measured, ("model", "family", "top1", "img_per_s", *said))
         families += [f for f in dict.fromkeys(measured["family"]) if f not in families]
     looks = {_OURS: (PALETTE[0], "o")}
     for i, family in enumerate(family for family in families if family != _OURS):
@@ -56,23 +54,18 @@ def fig1_speed_accuracy(
         left, *right = figure.subplots(1, 1 if measured is None else 2, squeeze=False)[0]
         left.set_title("Published: ImageNet-1k, V100, batch 2,048, half precision")
         _draw_axes(left, "ImageNet-1k top-1 (%)", paper, log)
+        note = "Up and to the right is better. A line joins the members of one family."
         if measured is not None:
-            stated = {c: _only(measured, c) for c in ("dataset", "device", "scale")}
-            title = f"Measured: {stated['dataset']}, {stated['device']}, scale {stated['scale']}"
-            label = f"{stated['dataset']} top-1 (%)"
-            if "top1_source" in measured:
-                title = f"Speed measured here: {stated['device']}, scale {stated['scale']}"
-                label = (
-                    f"{stated['dataset']} top-1 (%), published by {_only(measured, 'top1_source')}"
+            dataset, device, last = (_only(measured, column) for column in said)
+            title, label = f"Measured: {dataset}, {device}, scale {last}", f"{dataset} top-1 (%)"
+            if borrowed:
+                title, label = f"Speed measured here: {device}", f"{label}, published by {last}"
+                note += (
+                    f"\nRight: top-1 as {last} publishes it (open markers: read off the paper's "
                 )
+                note += "figure), of weights that were trained in different ways."
             right[0].set_title(fill(title, 72))
             _draw_axes(right[0], label, measured, log)
-        note = "Up and to the right is better. A line joins the members of one family."
-        if measured is not None and "top1_source" in measured:
-            note += (
-                f"\nRight: top-1 as {_only(measured, 'top1_source')} publishes it; open markers: "
-            )
-            note += "as digitised from the paper's figure. Training differs: see the weights."
         add_caption(figure, note=note)
         _draw_points(left, paper, looks)
         if measured is not None:
