@@ -25,6 +25,7 @@ from PIL import Image
 from randomised import images
 from safetensors.torch import load_file
 from small_runs import RunsCode, no_training, shapes, tiny_vit, write_folder
+from timed_records import CARD, ROOFLINE, timing
 
 from evitlab import (
     RECIPES,
@@ -39,8 +40,18 @@ from evitlab import (
     load_model,
     save_weights,
 )
+from evitlab.analysis.presets import PRESETS
+from evitlab.analysis.throughput import Plan
 from evitlab.cli import main
-from evitlab.records import DataPathRow, SpeedRecord, SpeedRow
+from evitlab.records import (
+    DataPathRow,
+    DeployRatios,
+    PeakRow,
+    RatioRow,
+    SpeedRecord,
+    SpeedRow,
+    ThroughputSweep,
+)
 from evitlab.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -184,7 +195,7 @@ def test_models_lists_size_and_cost(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [line.split()[0] for line in lines] == ["model", *sizes]
 
 
-def test_bench_prints_and_saves_what_was_measured(
+def test_bench_beside_timm_prints_and_saves_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[Any, ...]] = []
@@ -197,7 +208,7 @@ def test_bench_prints_and_saves_what_was_measured(
         return record
 
     monkeypatch.setattr("evitlab.analysis.comparison.compare_with_timm", measured)
-    options = ["--batch-sizes", "4", "8", "--rounds", "7", "--threads", "2"]
+    options = ["--preset", "timm", "--batch-sizes", "4", "8", "--rounds", "7", "--threads", "2"]
     file = tmp_path / "speed.json"
     assert main(["bench", "efficientvit_m0", *options, "--json", str(file)]) == 0
     assert asked == [(["efficientvit_m0"], dict(batch_sizes=[4, 8], rounds=7, threads=2))]
@@ -205,6 +216,83 @@ def test_bench_prints_and_saves_what_was_measured(
     out = capsys.readouterr().out
     for part in ("1.53", "recipe cifar: 5.0 of 200.0 ms a step, 2.5 %", "median of 7 rounds"):
         assert part in out
+
+
+def test_bench_deploy_prints_and_saves_ratios(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = RatioRow("efficientvit_m0", "deploy", "eager", 1, 5, 10.0, 15.0, 1.53, 1.41, 1.62)
+    peak = PeakRow("efficientvit_m5", "onnxruntime", 16, 5, 30.0, 40.0, 0.75, 0.7, 0.8)
+    card = environment_card()
+
+    def measured(*models: Any, command: str, **options: Any) -> DeployRatios:
+        assert (models, options) == ((["efficientvit_m0"],), dict(threads=1, rounds=5))
+        return DeployRatios((row,), (peak,), ("x: failed",), (224, 224), command, card)
+
+    monkeypatch.setattr("evitlab.analysis.deploy_ratios.compare_deploy", measured)
+    file = tmp_path / "deploy.json"
+    command = ["bench", "efficientvit_m0", "--preset", "deploy", "--rounds", "5"]
+    assert main([*command, "--json", str(file)]) == 0
+    record = DeployRatios.load(file)
+    assert record.rows == (row,)
+    assert record.command == (
+        "evitlab bench efficientvit_m0 --preset deploy --rounds 5 --json deploy.json"
+    )
+    out = capsys.readouterr().out
+    for part in ("1.53", "30.0 of 40.0 GMAC/s, 75% of the peak", "not measured: x: failed"):
+        assert part in out
+
+
+@pytest.fixture
+def swept(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Plan, int]]:
+    """What `sweep` was asked for: the plan, and how many rows were there already."""
+    asked: list[tuple[Plan, int]] = []
+
+    def measured(plan: Plan, *, done: Any = ()) -> Any:
+        asked.append((plan, len(done)))
+        for batch_size in plan.batch_sizes[len(done) :]:
+            yield [timing(plan.models[0], batch_size, 100.0)]
+        yield [timing(plan.models[0], 999, None)]
+
+    monkeypatch.setattr("evitlab.analysis.throughput.sweep", measured)
+    monkeypatch.setattr("evitlab.analysis.roofline.measure_roofline", lambda *_, **__: ROOFLINE)
+    return asked
+
+
+def test_bench_prints_and_saves_a_sweep(
+    swept: list[tuple[Plan, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options change the preset; a row that failed says why."""
+    file = tmp_path / "sweep.json"
+    options = ["--batch-sizes", "1", "8", "--engines", "eager", "--rounds", "4", "--threads", "1"]
+    assert main(["bench", "timm/test_vit", *options, "--json", str(file)]) == 0
+    plan = dataclasses.replace(
+        PRESETS["quick"], models=("timm/test_vit",), batch_sizes=(1, 8), engines=("eager",),
+        rounds=4, threads=(1,),
+    )  # fmt: skip
+    assert swept == [(plan, 0)]
+    record = ThroughputSweep.load(file)
+    assert [row.batch_size for row in record.rows] == [1, 8, 999]
+    assert record.command.startswith("evitlab bench timm/test_vit --batch-sizes 1 8 ")
+    out = capsys.readouterr().out
+    for part in ("100.0", "out of memory", "of the 80 GMAC/s"):
+        assert part in out
+
+
+def test_bench_resumes_a_sweep_of_this_machine(
+    swept: list[tuple[Plan, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "sweep.json"
+    row = timing("timm/test_vit", 1, 50.0, environment=environment_card())
+    ThroughputSweep((row,), ROOFLINE, "evitlab bench", environment_card()).save(file)
+    command = ["bench", "timm/test_vit", "--batch-sizes", "1", "8", "--json", str(file)]
+    assert main([*command, "--resume"]) == 0
+    assert [count for _, count in swept] == [1]
+    assert [row.img_per_s for row in ThroughputSweep.load(file).rows] == [50.0, 100.0, None]
+    other = dataclasses.replace(row, environment=CARD)
+    ThroughputSweep((other,), ROOFLINE, "evitlab bench", CARD).save(file)
+    assert main([*command, "--resume"]) == 2
+    assert "--resume: expected a record of this machine" in capsys.readouterr().err
 
 
 @dataclass
@@ -486,7 +574,7 @@ MISTAKES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     ),
     "export to a wrong suffix": (
         lambda at: ["export", str(at.run), str(at.tmp / "m0.pth")],
-        r"FILE: expected a name that ends in \.safetensors, got .*m0\.pth",
+        r"FILE: expected a name that ends in .*\.safetensors, got .*m0\.pth",
     ),
     "export to an unwritable folder": (
         lambda at: ["export", str(at.run), at.file("file") + "/m0.safetensors"],
@@ -498,8 +586,29 @@ MISTAKES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     ),
     "bench of an unknown model": (
         lambda at: ["bench", "efficientvit_m9"],
+        r"model: expected one of .* got 'efficientvit_m9'; did you mean 'efficientvit_m\d'\?",
+    ),
+    "ratios of an unknown model": (
+        lambda at: ["bench", "--preset", "deploy", "efficientvit_m9"],
         r"models: expected names of .* got \['efficientvit_m9'\]",
     ),
+    "unknown engine": (
+        lambda at: ["bench", "--engines", "onnxruntim"],
+        "engine: expected one of eager, .* got 'onnxruntim'; did you mean 'onnxruntime'",
+    ),
+    "unknown preset": (
+        lambda at: ["bench", "--preset", "paper"],
+        "--preset: expected one of paper-cpu, .* got 'paper'; did you mean 'paper-",
+    ),
+    "engine without its device": (
+        lambda at: ["bench", "--engines", "cuda-graph", "--device", "cpu"],
+        "device: cuda-graph runs on cuda, got cpu",
+    ),
+    "option that the preset lacks": (
+        lambda at: ["bench", "--preset", "deploy", "--engines", "eager"],
+        "--engines: not an option of --preset deploy",
+    ),
+    "nothing to resume": (lambda at: ["bench", "--resume"], "--resume: expected --json FILE"),
     "unknown scale": (lambda at: ["reproduce", "--scale", "quik"], "scale: .*quik"),
     # What argparse finds
     "no command": (lambda at: [], "the following arguments are required: COMMAND"),
