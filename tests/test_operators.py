@@ -431,7 +431,10 @@ def test_a_part_whose_modules_are_called_one_by_one() -> None:
 
 def test_parts_of_the_deployed_form(subjects: dict[str, nn.Module]) -> None:
     """Told by its own classes, since the convolutions are called as functions there."""
-    deployed = deploy(subjects["efficientvit_m0"])
+    deployed = build("deploy/efficientvit_m0", img_size=SIDE)
+    same = deploy(subjects["efficientvit_m0"])
+    assert type(deployed) is type(same)
+    torch.testing.assert_close(deployed(IMAGE), same(IMAGE))
     profile = profile_operators(deployed, IMAGE, rounds=1)
     assert {row.category for row in profile.rows} <= set(CATEGORIES) - {"normalisation", "other"}
     macs = profile.by_module().set_index("module")["macs"]
@@ -524,7 +527,8 @@ def test_subjects_are_found_by_name() -> None:
         ("efficientvit_m9", None, "^model: .* got 'efficientvit_m9'; did you mean 'efficientvit_m"),
         ("timm/deit_tiny", None, "^model: .* did you mean 'timm/deit_tiny_"),
         ("tim/resnet18", None, "^model: .* did you mean 'timm/resnet18'"),
-        ("a/b/c", None, "^model: expected NAME, timm/NAME or torchvision/NAME, got 'a/b/c'"),
+        ("a/b/c", None, "^model: expected NAME, deploy/NAME, timm/NAME .* got 'a/b/c'"),
+        ("deploy/resnet18", None, "^model: expected one of our own models, got 'deploy/resnet18'"),
         ("efficientvit_m0", 0, "^img_size: expected at least 1 pixel, got 0"),
     ],
 )

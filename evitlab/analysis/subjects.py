@@ -9,9 +9,10 @@ import timm
 import torch
 from torch import nn
 
+from evitlab.models.deploy import deploy
 from evitlab.models.zoo import create_model, list_models
 
-_LIBRARIES = ("timm", "torchvision")
+_LIBRARIES = ("deploy", "timm", "torchvision")
 
 
 def build(name: str, *, img_size: int | None = None) -> nn.Module:
@@ -19,7 +20,8 @@ def build(name: str, *, img_size: int | None = None) -> nn.Module:
 
     Args:
         name: one of `list_models()`, else a name of timm; "timm/NAME" and "torchvision/NAME" say
-            whose. "efficientvit_m0" is ours, "timm/efficientvit_m0" theirs.
+            whose. "efficientvit_m0" is ours, "timm/efficientvit_m0" theirs,
+            "deploy/efficientvit_m0" ours in its exact inference form.
         img_size: pixels of both sides; None takes the size the model was made for. Models that
             take images of any size are the same for all of them.
 
@@ -30,15 +32,20 @@ def build(name: str, *, img_size: int | None = None) -> nn.Module:
     if library and library not in _LIBRARIES:
         close = get_close_matches(library, _LIBRARIES, n=1)
         hint = f"; did you mean '{close[0]}/{rest}'?" if close else ""
-        raise ValueError(f"model: expected NAME, timm/NAME or torchvision/NAME, got {name!r}{hint}")
+        raise ValueError(
+            f"model: expected NAME, deploy/NAME, timm/NAME or torchvision/NAME, got {name!r}{hint}"
+        )
     if img_size is not None and img_size < 1:
         raise ValueError(f"img_size: expected at least 1 pixel, got {img_size}")
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         if library == "torchvision":
             return _torchvision_model(rest)
-        if library == "" and rest in list_models():
-            return create_model(rest, img_size=img_size or 224).eval()
+        if library == "deploy" and rest not in list_models():
+            raise _unknown(name, rest, list_models(), "our own")
+        if library in ("", "deploy") and rest in list_models():
+            model = create_model(rest, img_size=img_size or 224).eval()
+            return deploy(model) if library else model
         return _timm_model(rest, img_size, name)
 
 

@@ -11,7 +11,10 @@ import pandas as pd
 from evitlab.cli.parser import AddCommand
 from evitlab.records import OperatorProfile, OperatorProfiles
 
-_FIGURE_2 = ("deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "efficientvit_m4")
+_FIGURE_2 = (
+    "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "efficientvit_m4",
+    "deploy/efficientvit_m4",
+)  # fmt: skip
 _FUSED = {"off": (False,), "on": (True,), "both": (False, True)}
 
 
@@ -21,8 +24,8 @@ def add(command: AddCommand) -> None:
         f"evitlab profile {' '.join(_FIGURE_2)} --threads 1 --out figures",
     )  # fmt: skip
     profile.add_argument("models", nargs="*", metavar="MODEL",
-                         help="ours, timm's, timm/NAME or torchvision/NAME (default: as in the "
-                         "example)")  # fmt: skip
+                         help="ours, deploy/NAME for its exact inference form, timm's, timm/NAME "
+                         "or torchvision/NAME (default: as in the example)")  # fmt: skip
     profile.add_argument("--batch-size", type=int, default=1, metavar="N",
                          help="images (default: %(default)s)")  # fmt: skip
     profile.add_argument("--img-size", type=int, metavar="N",
