@@ -56,17 +56,24 @@ def test_an_engine_computes_what_the_model_computes(name: str, folder: Path) -> 
         close(found[name](answer)[0] if name in found else answer, expected)
 
 
-def test_ours_runs_as_onnx(folder: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+def test_ours_is_exported_by_export_onnx_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is there for the next engine and batch size; tests/test_export.py checks it."""
+    asked: list[tuple[nn.Module, Path]] = []
+
+    def export(model: nn.Module, path: Path, *, verify: bool) -> Path:
+        asked.append((model, path))
+        path.write_bytes(b"")
+        return path
+
+    monkeypatch.setattr("evitlab.models.export.export_onnx", export)
     model = create_model("efficientvit_m0_p4", img_size=32, num_classes=4).eval()
-    draw_statistics(model)
-    images = noise(2, 32)
-    setting = Setting(images, "float32", torch.device("cpu"), 1, folder / "ours.onnx")
-    call = ENGINES["onnxruntime"].build(model, setting)
-    answer: Any = call()
-    with torch.inference_mode():
-        close(answer[0], model(images))
-    assert onnxruntime.InferenceSession(str(folder / "ours.onnx")).get_inputs()[0].name == "images"
+    file = tmp_path / "ours.onnx"
+    for batch in (1, 2):
+        setting = Setting(noise(batch, 32), "float32", torch.device("cpu"), 1, file)
+        assert engines._onnx_file(model, setting) == file
+    assert asked == [(model, file)]
 
 
 @pytest.mark.parametrize("name", PEERS)
