@@ -292,6 +292,17 @@ class DeployedMerging(nn.Module):
         return self.conv3(x.mul_(self.gate(x.mean((1, 2)))[:, None, None]))
 
 
+class Classifier(nn.Module):
+    """Linear layer with the BatchNorm before it folded in: [B, C] -> [B, num_classes]."""
+
+    def __init__(self, head: NormLinear) -> None:
+        super().__init__()
+        self.weight, self.bias = (_fixed(part, head) for part in fold_linear(head))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
 class DeployedEfficientViT(nn.Module):
     """What `deploy` returns: [B, in_chans, H, W] images -> [B, num_classes] logits."""
 
@@ -312,11 +323,7 @@ class DeployedEfficientViT(nn.Module):
             )
         )
         self.stages = nn.Sequential(*(_stage(stage) for stage in model.stages))
-        self.head_weight = self.head_bias = None
-        if isinstance(model.head, NormLinear):
-            weight, bias = fold_linear(model.head)
-            self.head_weight = _fixed(weight, model.head)
-            self.head_bias = _fixed(bias, model.head)
+        self.head = Classifier(model.head) if isinstance(model.head, NormLinear) else nn.Identity()
         super().train(False)
 
     @property
@@ -332,9 +339,7 @@ class DeployedEfficientViT(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = x.mean((2, 3))
-        if pre_logits or self.head_weight is None:
-            return x
-        return F.linear(x, self.head_weight, self.head_bias)
+        return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

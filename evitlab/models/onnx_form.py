@@ -45,21 +45,10 @@ class OnnxForm(nn.Module):
         super().__init__()
         self.patch_embed = model.patch_embed
         self.stages = _arranged(model.stages)
-        self.head: nn.Module = nn.Identity()
-        if model.head_weight is not None and model.head_bias is not None:
-            self.head = _Classifier(model.head_weight, model.head_bias)
+        self.head = model.head
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.stages(self.patch_embed(images)).mean((2, 3)))
-
-
-class _Classifier(nn.Module):
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter) -> None:
-        super().__init__()
-        self.weight, self.bias = weight, bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
 
 
 def _arranged(module: nn.Module) -> nn.Module:
@@ -122,11 +111,15 @@ class _Merging(nn.Module):
         self.part = part
         self.conv1 = _Conv1x1(part.conv1.weight, part.conv1.bias)
         self.conv3 = _Conv1x1(part.conv3.weight, part.conv3.bias)
+        # The gate as convolutions too: the product with the map then stays in the blocked layout.
+        self.squeeze = _Conv1x1(part.squeeze_weight, part.squeeze_bias)
+        self.excite = _Conv1x1(part.excite_weight, part.excite_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         part = self.part
         x = part.act(Convolution.forward(part.conv2, part.act(self.conv1(x))))
-        return self.conv3(x * part.gate(x.mean((2, 3)))[:, :, None, None])
+        gate = self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.conv3(x * gate)
 
 
 class _Head(nn.Module):
