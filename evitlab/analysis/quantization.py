@@ -76,7 +76,6 @@ def quantize_and_measure(
     *,
     calibration: AnyDataset,
     data: AnyDataset | None,
-    keep_float: Sequence[str] = (),
     batch_sizes: Sequence[int] = (1, 16),
     rounds: int = 15,
     threads: int = 1,
@@ -89,7 +88,6 @@ def quantize_and_measure(
         path: the int8 file to write.
         calibration: training images, all of which are used.
         data: labelled images for the accuracy; None measures none.
-        keep_float: as for `quantize_onnx`.
         batch_sizes: of the timed batches, noise of the model's image size.
         rounds: measurements of each; the two files take turns within a round.
         threads: of ONNX Runtime.
@@ -103,7 +101,7 @@ def quantize_and_measure(
         raise ValueError(f"batch_sizes and rounds: expected at least 1, got {given}")
     with cpu_threads(threads):
         images = calibration_batches(OnnxModel(source), calibration)
-        quantize_onnx(source, path, images, keep_float=keep_float)
+        quantize_onnx(source, path, images)
         files = {"float32": source, "int8": path}
         models = {name: OnnxModel(file) for name, file in files.items()}
         accuracies = {
@@ -119,7 +117,7 @@ def quantize_and_measure(
         img_size=models["int8"].img_size,
         dataset=calibration.title,
         calibration_images=quantized["images"],
-        float32_layers=quantized["float32"],
+        float32_layers=tuple(quantized["float32"]),
         relative_error=quantized["relative_error"],
         float32_bytes=Path(source).stat().st_size,
         int8_bytes=summary.size_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,8 +40,6 @@ def add(command: AddCommand) -> None:
                         help="calibrates int8 and measures its accuracy")  # fmt: skip
     export.add_argument("--calibrate", type=int, default=256, metavar="N",
                         help="training images for int8 (default: %(default)s)")  # fmt: skip
-    export.add_argument("--keep-float", nargs="+", default=[], metavar="PATTERN",
-                        help="nodes that int8 leaves in float32, such as 'head*'")  # fmt: skip
     export.add_argument("--threads", type=int, default=1, metavar="N",
                         help="CPU threads when int8 is timed (default: %(default)s)")  # fmt: skip
     export.add_argument("--json", metavar="FILE", help="write the record of --int8 there")
@@ -59,9 +58,9 @@ def _export(args: argparse.Namespace) -> None:
             raise ValueError(f"{option}: expected a FILE that ends in {needed}, got {args.file!r}")
     if args.int8 and not args.data:
         raise ValueError("--int8: expected --data too, the images that calibrate it")
-    for option in ("data", "keep_float", "json"):
+    for option in ("data", "json"):
         if getattr(args, option) and not args.int8:
-            raise ValueError(f"--{option.replace('_', '-')}: expected --int8 too")
+            raise ValueError(f"--{option}: expected --int8 too")
     model, trained = _model(args)
     try:
         if suffix == ".safetensors":
@@ -152,7 +151,6 @@ def _int8(model: EfficientViT, trained: bool, args: argparse.Namespace) -> None:
             args.file,
             calibration=calibration,
             data=data,
-            keep_float=args.keep_float,
             threads=args.threads,
             command=args.command_line,
         )
@@ -178,9 +176,6 @@ def _print_int8(record: QuantizationRecord, file: str) -> None:
             f"{row.ratio:.2f}x ({row.ratio_low:.2f}-{row.ratio_high:.2f}), "
             f"{record.threads} thread{'s' * (record.threads > 1)}"
         )
-    layers = record.float32_layers
-    print(
-        "float32 layers: none"
-        if not layers
-        else "float32 layers: " + "; ".join(f"{name} ({why})" for name, why in layers.items())
-    )
+    kinds = Counter(name.rpartition("/")[2].partition("_")[0] for name in record.float32_layers)
+    said = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
+    print(f"layers in float32: {said}")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     import onnx
 
-OPSET = 20  # later ones add nothing that the graph needs, and fewer engines read them
+OPSET = 23  # the first with the operator Attention
 CARD = "evitlab"  # key of the card among the metadata of a file
 _PLAIN = ("architecture", "class_names", "mean", "std", "img_size")  # also under their own keys
 
@@ -138,7 +138,8 @@ def _pool_means(graph: "onnx.GraphProto") -> None:
     from onnx import helper, numpy_helper
 
     axes = {t.name: t for t in graph.initializer}
-    maps = {v.name for v in graph.value_info if len(v.type.tensor_type.shape.dim) == 4}
+    known = (*graph.input, *graph.value_info)
+    maps = {v.name for v in known if len(v.type.tensor_type.shape.dim) == 4}
     nodes, unused = [], set()
     for node in graph.node:
         nodes.append(node)

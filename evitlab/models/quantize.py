@@ -7,9 +7,7 @@ fastest. Weights use 7 of their 8 bits: processors with AVX2 but without VNNI ad
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
-from fnmatch import fnmatch
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,10 +38,11 @@ def quantize_onnx(
     source: str | os.PathLike[str],
     path: str | os.PathLike[str],
     images: Tensor | Iterable[Tensor],
-    *,
-    keep_float: Sequence[str] = (),
 ) -> Path:
     """Write an ONNX file in int8, every operator that the engine computes in integers.
+
+    There is no choice of layers to spare: ONNX Runtime quantizes a convolution between quantized
+    neighbours again when it loads the file, and where accuracy was measured none needed it.
 
     Args:
         source: a float32 file, from `export_onnx` or elsewhere.
@@ -51,17 +50,15 @@ def quantize_onnx(
         images: float32 [n, C, H, W] or batches of them, normalised as the model expects: real
             ones, since the range of each tensor is what they give it (a mean over batches of
             the smallest and the largest value). Some hundred are enough.
-        keep_float: names of nodes to leave in float32, with shell wildcards ("patch_embed.*",
-            "*/Softmax*"); none is needed for accuracy where it was measured.
 
     Returns:
         The path. Its card (`describe_onnx(path).card["quantized"]`) says which layers the engine
-        computes in float32 and why, and by how much the calibration images' logits changed.
+        has no integer form of and computes in float32, and by how much the logits of the
+        calibration images changed.
 
     Raises:
         ImportError: onnx or onnxruntime is not installed.
-        ValueError: no ONNX file, no images, images of another shape, or a pattern that names no
-            node.
+        ValueError: no ONNX file, no images, or images of another shape.
         OSError: the folder cannot be written.
 
     Pitfall: on processors without integer instructions for dot products (before AVX2) int8 may be
@@ -69,21 +66,16 @@ def quantize_onnx(
     """
     require_onnx("onnx", "onnxruntime")
     proto = read_onnx(source)
-    kept = _matching([node.name for node in proto.graph.node], keep_float)
     batches = _batches(images, _input_shape(proto))
     with new_file(path) as temporary:
-        _quantize(proto, temporary, batches, kept)
-        float32 = {
-            name: "asked for" if name in kept else "the engine has no integer form of it"
-            for name in float_layers(temporary)
-        }
+        _quantize(proto, temporary, batches)
         card = describe_onnx(source).card | {
             "quantized": {
                 "activations": "unsigned 8 bits",
                 "weights": "signed 7 bits, per channel",
                 "images": sum(len(batch) for batch in batches),
                 "relative_error": _difference(source, temporary, batches),
-                "float32": float32,
+                "float32": float_layers(temporary),
             }
         }
         card.pop("verified", None)  # that was the float file
@@ -114,7 +106,7 @@ def float_layers(path: str | os.PathLike[str]) -> tuple[str, ...]:
     )
 
 
-def _quantize(proto: Any, path: Path, batches: list[Tensor], kept: list[str]) -> None:
+def _quantize(proto: Any, path: Path, batches: list[Tensor]) -> None:
     from onnxruntime.quantization import (
         CalibrationDataReader,
         CalibrationMethod,
@@ -143,21 +135,9 @@ def _quantize(proto: Any, path: Path, batches: list[Tensor], kept: list[str]) ->
             weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=True,  # 7 bits
-            nodes_to_exclude=kept,
             calibrate_method=CalibrationMethod.MinMax,
             extra_options={"CalibMovingAverage": True},
         )
-
-
-def _matching(names: list[str], patterns: Sequence[str]) -> list[str]:
-    if isinstance(patterns, str):
-        raise ValueError(f"keep_float: expected a list of patterns, got {patterns!r}")
-    for pattern in patterns:
-        if not any(fnmatch(name, pattern) for name in names):
-            close = get_close_matches(pattern, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"keep_float: {pattern!r} names no node{hint}")
-    return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
 
 
 def _input_shape(proto: Any) -> list[int]:

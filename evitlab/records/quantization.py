@@ -32,7 +32,7 @@ class QuantizationRecord(Record):
     img_size: tuple[int, int]  # height, width
     dataset: str  # calibrated on its training images, accuracy on its validation images
     calibration_images: int
-    float32_layers: dict[str, str]  # that the engine does not compute in integers, and why
+    float32_layers: tuple[str, ...]  # that the engine has no integer form of
     relative_error: float  # root mean square change of the calibration images' logits
     float32_bytes: int  # of the file
     int8_bytes: int
