@@ -322,6 +322,9 @@ class DeployedEfficientViT(nn.Module):
                 for name, layer in model.patch_embed.named_children()
             )
         )
+        for layer in self.patch_embed:
+            if isinstance(layer, Convolution):  # so its output is channels-last, as tokens are
+                layer.weight.data = layer.weight.to(memory_format=torch.channels_last)
         self.stages = nn.Sequential(*(_stage(stage) for stage in model.stages))
         self.head = Classifier(model.head) if isinstance(model.head, NormLinear) else nn.Identity()
         super().train(False)
