@@ -270,6 +270,14 @@ def test_deploy_ratios_have_a_panel_per_engine_and_batch_size():
     assert widths == pytest.approx([50, 55, 60, 65, 70, 75] * 2)
 
 
+def test_a_peak_of_one_model_stands_in_the_caption():
+    record = deploy_ratios()
+    figure = figures.deploy_ratios(dataclasses.replace(record, peak=record.peak[-1:]))
+    assert len(figure.axes) == 3
+    said = "efficientvit_m5, ONNX Runtime, batch 16: 75 % of peak."
+    assert said in str(figure.get_supxlabel())
+
+
 def test_deploy_ratios_say_what_failed_and_refuse_what_they_do_not_know():
     record = deploy_ratios()
     failed = dataclasses.replace(record, failed=("x",), peak=())

@@ -36,7 +36,8 @@ _BARS = (PALETTE[5], PALETTE[2], PALETTE[4], PALETTE[7])
 
 def deploy_ratios(record: DeployRatios) -> Figure:
     """How many times faster the deployed family is than timm's models with the same weights, one
-    panel per engine and batch size; the last panel is the share of the device's peak.
+    panel per engine and batch size; then the share of the device's peak, as a panel where all
+    models have one, else in the caption.
 
     Points are medians of interleaved rounds, bars their quartiles.
 
@@ -50,7 +51,8 @@ def deploy_ratios(record: DeployRatios) -> Figure:
         raise ValueError(f"record: expected peers {', '.join(_PEERS)}, got {unknown[0]!r}")
     models = list(dict.fromkeys(row.model for row in record.rows))
     panels = list(dict.fromkeys((row.engine, row.batch_size) for row in record.rows))
-    columns = len(panels) + bool(record.peak)
+    with_peak = {row.model for row in record.peak} >= set(models)
+    columns = len(panels) + with_peak
     with house_style():
         figure = new_figure(1.4 + 2.4 * columns, 1.5 + 0.42 * len(models))
         grid = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
@@ -58,24 +60,31 @@ def deploy_ratios(record: DeployRatios) -> Figure:
             rows = [row for row in record.rows if (row.engine, row.batch_size) == panel]
             _draw_ratios(axes, rows, models)
             axes.set_title(_title(*panel), fontsize=9.5)
-        if record.peak:
+        if with_peak:
             _draw_peak(grid[-1], record.peak, models)
         grid[0].set_yticks(range(len(models)), labels=models)
         grid[0].set_ylim(len(models) - 0.4, -0.6)
         handles: list[Any] = [
-            Line2D([], [], ls="none", marker=marker, color=color, label=f"than {_PEERS[peer]}")
+            Line2D([], [], ls="none", marker=marker, color=color, label=f"against {_PEERS[peer]}")
             for peer, (color, marker) in _LOOKS.items()
             if any(row.peer == peer for row in record.rows)
         ]
         handles += [
-            Patch(color=color, label=_title(*panel)) for panel, color in _bars(record.peak).items()
+            Patch(color=color, label=_title(*panel))
+            for panel, color in _bars(record.peak).items()
+            if with_peak
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=5, fontsize=8)
+        shares = [
+            f" {row.model}, {_title(row.engine, row.batch_size)}: {100 * row.share:.0f} % of peak."
+            for row in record.peak
+            if not with_peak
+        ]
         failed = f" {len(record.failed)} measurements failed." if record.failed else ""
         add_caption(
             figure,
             note="Right of 1 ours is faster. Points: medians of interleaved rounds; bars: "
-            f"quartiles.{failed}\n{environment_line(record.environment)}",
+            f"quartiles.{''.join(shares)}{failed}\n{environment_line(record.environment)}",
         )
     return figure
 
