@@ -14,7 +14,8 @@ from randomised import images, random_model, relative_error
 from torch import nn
 
 import evitlab
-from evitlab.models.deploy import AttentionHead, DeployedEfficientViT, Depthwise, deploy
+from evitlab.models.deploy import DeployedEfficientViT, deploy
+from evitlab.models.deployed_layers import AttentionHead, Depthwise
 from evitlab.models.folding import fold_conv
 from evitlab.models.layers import ConvNorm
 

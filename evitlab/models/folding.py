@@ -13,14 +13,14 @@ def fold_conv(layer: ConvNorm) -> tuple[Tensor, Tensor]:
         ValueError: the norm is another one, which does not fold.
     """
     gain, shift = _affine(layer.bn)
-    return layer.conv.weight.double() * gain.view(-1, 1, 1, 1), shift
+    return _exactly(layer.conv.weight) * gain.view(-1, 1, 1, 1), shift
 
 
 def fold_linear(layer: NormLinear) -> tuple[Tensor, Tensor]:
     """Weight [out, in] and bias [out] of a BatchNorm and the linear layer behind it, float64."""
     gain, shift = _affine(layer.bn)
-    weight = layer.linear.weight.double()
-    return weight * gain, layer.linear.bias.double() + weight @ shift
+    weight = _exactly(layer.linear.weight)
+    return weight * gain, _exactly(layer.linear.bias) + weight @ shift
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -31,5 +31,10 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
             f"got {type(norm).__name__}, whose statistics change with each image"
         )
     assert norm.running_mean is not None
-    gain = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
-    return gain, norm.bias.double() - norm.running_mean.double() * gain
+    gain = _exactly(norm.weight) * torch.rsqrt(_exactly(norm.running_var) + norm.eps)
+    return gain, _exactly(norm.bias) - _exactly(norm.running_mean) * gain
+
+
+def _exactly(values: Tensor) -> Tensor:
+    """In float64, and on the CPU, since not every accelerator has it."""
+    return values.detach() if values.is_meta else values.detach().to("cpu", torch.float64)

@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evitlab.models.deploy import (
+from evitlab.models.deploy import DeployedEfficientViT
+from evitlab.models.deployed_layers import (
     AttentionHead,
     Convolution,
     DeployedAttention,
-    DeployedEfficientViT,
     DeployedFFN,
     DeployedMerging,
     Shift,
