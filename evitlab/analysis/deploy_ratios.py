@@ -46,8 +46,8 @@ def compare_deploy(
 
     At batch 1 in PyTorch against timm's model as it is and in its own folded form; at batch 1 and
     16 in ONNX Runtime, ours from `export_onnx`, timm's exported the plain way after folding, both
-    in one process; and the share of the device's peak that the largest of `models` reaches in ONNX
-    Runtime at batch 16, beside a matrix product that takes turns with it.
+    in one process; and the share of torch's speed in a large matrix product that the largest of
+    `models` reaches in ONNX Runtime at batch 16, the product taking turns with it.
 
     Args:
         models: names that both libraries know, `efficientvit_m0` to `efficientvit_m5`.
@@ -60,6 +60,7 @@ def compare_deploy(
     Raises:
         ValueError: unknown model, ONNX Runtime not installed, or a number below one.
     """
+    models = list(dict.fromkeys(models))
     unknown = [name for name in models if name not in VARIANTS]
     if unknown or not models:
         raise ValueError(f"models: expected names of {', '.join(VARIANTS)}, got {unknown}")
@@ -78,7 +79,8 @@ def compare_deploy(
             ("onnxruntime", "onnxruntime", 1), ("onnxruntime", "onnxruntime", 16),
         )
     ]  # fmt: skip
-    largest = replace(base, model=models[-1], engine="onnxruntime", batch_size=16)
+    heaviest = max(models, key=lambda name: cards[name].macs)
+    largest = replace(base, model=heaviest, engine="onnxruntime", batch_size=16)
     peak = replace(base, model=_PEAK, engine="eager", img_size=(32, 32))
     groups = [
         list(dict.fromkeys(case for pair in pairs for case in pair if _together(case) == kind))

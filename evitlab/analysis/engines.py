@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from evitlab.analysis.folding import deployed
+from evitlab.models.deploy import DeployedEfficientViT
 from evitlab.models.efficientvit import EfficientViT
 from evitlab.models.onnx_graph import quietly
 
@@ -114,8 +115,13 @@ def _cuda_graph(model: nn.Module, setting: Setting) -> Call:
     torch.cuda.current_stream(setting.device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        placed(images)
-    return graph.replay
+        logits = placed(images)
+
+    def replay() -> object:
+        graph.replay()
+        return placed, images, logits  # the graph holds their addresses, not them
+
+    return replay
 
 
 def _onnxruntime(model: nn.Module, setting: Setting) -> Call:
@@ -154,7 +160,7 @@ def _onnx_file(model: nn.Module, setting: Setting) -> Path:
     """The exported model, with a batch of any size; written where it is not there yet."""
     if setting.onnx_file.exists():
         return setting.onnx_file
-    if isinstance(model, EfficientViT):
+    if isinstance(model, (EfficientViT, DeployedEfficientViT)):
         from evitlab.models.export import export_onnx
 
         return export_onnx(model, setting.onnx_file, verify=False)

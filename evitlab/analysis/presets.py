@@ -58,7 +58,7 @@ PRESETS = {
         seconds=5.0,
     ),
     "sweep-gpu": Plan(
-        SUBJECTS,
+        (*SUBJECTS, "timm/efficientvit_m0", "timm/efficientvit_m5", "timm/vit_base_patch16_224"),
         engines=(*TORCH_ENGINES, "cuda-graph"),
         batch_sizes=(1, 4, 16, 64, 256, 1024),
         precisions=("float32", "bfloat16"),

@@ -5,6 +5,7 @@ A machine that slows down for a while then slows all of them, and ratios stay wh
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 import tempfile
@@ -74,7 +75,7 @@ def card_of(model: str | nn.Module, img_size: int | None = None) -> Card:
     content = None
     if isinstance(model, nn.Module):
         try:
-            content = pickle.dumps(model.cpu())
+            content = pickle.dumps(copy.deepcopy(model).cpu())
         except Exception as error:  # whatever a model's own parts raise
             raise ValueError(
                 f"models: expected one that can be pickled, got {type(model).__name__} ({error})"
@@ -225,8 +226,8 @@ class _Turns:
     def _ask(self, kind: _Kind, request: str) -> None:
         try:
             self._worker(kind).ask(request)
-        except WorkerDied:
-            self.workers.pop(kind, None)  # the next group starts another
+        except (ValueError, WorkerDied):  # a broken GPU context answers with errors from now on
+            self.workers.pop(kind).close()  # the next group starts another
 
     def _timing(self, run: _Run) -> Timing:
         case = run.case

@@ -33,7 +33,9 @@ from evitlab.records import environment_card
 
 ROUND_S = 0.1  # a round repeats a batch until about this long
 _SHORT_S = 0.05  # a batch shorter than this runs once before a round, untimed: caches are cold
-_LOST_MEMORY = ("out of memory", "can't allocate memory", "allocate memory", "bad_alloc")
+_LOST_MEMORY = (
+    "out of memory", "allocate memory", "bad_alloc", "not enough memory", "ALLOC_FAILED",
+)  # fmt: skip
 
 
 class WorkerDied(Exception):
@@ -113,7 +115,7 @@ class Worker:
         self._process.wait()
 
     def _last_words(self) -> str:
-        if self._process.returncode == -signal.SIGKILL:
+        if self._process.returncode == -9:  # SIGKILL, a name that Windows lacks
             return "out of memory: the system ended the process"
         lines = self._log.read_text(errors="replace").strip().splitlines()
         ending = f"the process ended ({self._process.returncode})"
@@ -168,7 +170,8 @@ class _Bench:
         batch_size: int,
         img_size: tuple[int, int],
     ) -> float:
-        """Build a call and run it twice; seconds of the second."""
+        """Build a call and run it three times; seconds of the third."""
+        call: Call | None
         try:
             generator = torch.Generator().manual_seed(0)
             images = torch.randn(batch_size, 3, *img_size, generator=generator)
@@ -176,9 +179,12 @@ class _Bench:
             setting = Setting(images, precision, self.device, self.threads, file)
             with torch.no_grad():
                 call = self.engine.build(subject(model, img_size), setting)
-            self._seconds(call, 1)  # allocates, compiles, packs
+            for _ in range(2):  # allocates, compiles, packs; a traced graph optimises in its second
+                self._seconds(call, 1)
             seconds = self._seconds(call, 1)
         except Exception as error:
+            call = None  # with what it holds on the device
+            self._free()
             raise ValueError(reason(error, batch_size)) from error
         self.calls[key] = call, max(1, min(1000, round(ROUND_S / seconds))), seconds
         return seconds
@@ -194,6 +200,9 @@ class _Bench:
         self.calls.clear()
         if self.engine is ENGINES["compile"]:
             torch.compiler.reset()
+        self._free()
+
+    def _free(self) -> None:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -87,7 +87,8 @@ def _sweep(args: argparse.Namespace) -> None:
     card = dataclasses.replace(
         environment_card(device=plan.devices[0], seed=0, dataset="noise"), threads=plan.threads[0]
     )
-    record = ThroughputSweep(tuple(rows), roofline, args.command_line, card)
+    command = args.command_line.replace(" --resume", "")  # what measures all of it again
+    record = ThroughputSweep(tuple(rows), roofline, command, card)
     for found in sweep(plan, done=rows):
         retried = {_subject(row) for row in found}
         rows = [row for row in rows if row.error is None or _subject(row) not in retried] + found
@@ -118,10 +119,10 @@ def table(record: ThroughputSweep) -> pd.DataFrame:
         if row.img_per_s is None:
             return {**plain, "img/s": "-", "quartiles": "", "ms": "", "peak": "", "": row.error}
         share = 1e-9 * row.macs * row.img_per_s / record.roofline.peak_gmac_s
-        same = (row.precision, row.threads) == (
-            record.roofline.environment.precision,
-            record.roofline.environment.threads,
-        )
+        here, ceiling = row.environment, record.roofline.environment
+        same = (row.precision, row.threads, here.device) == (
+            ceiling.precision, ceiling.threads, ceiling.device,
+        )  # fmt: skip
         return {
             **plain,
             "img/s": f"{row.img_per_s:.1f}",

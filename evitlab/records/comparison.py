@@ -70,7 +70,7 @@ class RatioRow:
 
 @dataclass(frozen=True)
 class PeakRow:
-    """How much of what this device can compute a model uses."""
+    """How near a model comes to torch's speed in a large matrix product, the device's peak."""
 
     model: str
     engine: str
@@ -78,7 +78,7 @@ class PeakRow:
     rounds: int
     achieved_gmac_s: float  # 1e9 multiply-accumulates per second, median of the rounds
     peak_gmac_s: float  # of a large matrix product measured in turns with it, median
-    share: float  # median over the rounds of achieved / peak, 0 to 1
+    share: float  # median over the rounds of achieved / peak
     share_low: float  # first quartile
     share_high: float  # third quartile
 
