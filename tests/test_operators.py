@@ -552,7 +552,7 @@ def test_profile_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert saved.command.startswith("evitlab profile efficientvit_m0")
     names = {path.name for path in tmp_path.iterdir()}
-    assert "fig2_operators.png" in names
+    assert "fig2_profile.png" in names
     assert "trace-efficientvit_m0-fused.json" in names
 
 

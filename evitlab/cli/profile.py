@@ -21,7 +21,7 @@ _FUSED = {"off": (False,), "on": (True,), "both": (False, True)}
 def add(command: AddCommand) -> None:
     profile = command(
         "profile", _profile, "show which operators and parts of a model its time goes to",
-        f"evitlab profile {' '.join(_FIGURE_2)} --threads 1 --out figures",
+        f"evitlab profile {' '.join(_FIGURE_2)} --threads 1",
     )  # fmt: skip
     profile.add_argument("models", nargs="*", metavar="MODEL",
                          help="ours, deploy/NAME for its exact inference form, timm's, timm/NAME "
@@ -40,7 +40,8 @@ def add(command: AddCommand) -> None:
     profile.add_argument("--trace", metavar="FILE.json",
                          help="the last pass as a trace for Chrome or Perfetto; of several, each "
                          "file's name gets the model's")  # fmt: skip
-    profile.add_argument("--out", metavar="DIR", help="draw Fig. 2 there")
+    profile.add_argument("--out", default="figures", metavar="DIR",
+                         help="draw Fig. 2 there (default: %(default)s)")  # fmt: skip
     profile.add_argument("--json", metavar="FILE", help="also write the record there")
 
 
@@ -82,8 +83,7 @@ def _profile(args: argparse.Namespace) -> None:
     if args.json:
         card = profiles[0].environment
         OperatorProfiles(tuple(profiles), args.command_line, card).save(args.json)
-    if args.out:
-        _draw(profiles, Path(args.out))
+    _draw(profiles, Path(args.out))
 
 
 def _trace(file: str, name: str, fused: bool, one_file: bool) -> Path:
@@ -148,5 +148,5 @@ def _draw(profiles: Sequence[OperatorProfile], folder: Path) -> None:
 
     data = pd.concat([profile.to_frame() for profile in profiles], ignore_index=True)
     figure = fig2_operators(profiles)
-    save_figure(figure, "fig2_operators", data, out_dir=folder)
-    print(f"drawn: {folder / 'fig2_operators.png'}")
+    save_figure(figure, "fig2_profile", data, out_dir=folder)
+    print(f"drawn: {folder / 'fig2_profile.png'}")
