@@ -297,7 +297,8 @@ def test_fig1_says_whose_accuracy_stands_beside_our_speed():
     measured = paper.measured_speed_accuracy(
         pd.DataFrame(rows, columns=["model", "img_size", "img_per_s"])
     ).assign(dataset="ImageNet-1k", device="Abacus 2", top1_source="timm")
-    figure = figures.fig1_speed_accuracy(paper.speed_accuracy(), measured)
+    figure = figures.fig1_speed_accuracy(paper.speed_accuracy(), measured, note="Ours deployed.")
+    assert str(figure.get_supxlabel()).endswith("ways. Ours deployed.")
     right = figure.axes[1]
     assert right.get_title(loc="left") == "Speed measured here: Abacus 2"
     assert right.get_ylabel() == "ImageNet-1k top-1 (%), published by timm"

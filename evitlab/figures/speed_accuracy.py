@@ -19,7 +19,7 @@ _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "d", "H")
 
 
 def fig1_speed_accuracy(
-    paper: pd.DataFrame, measured: pd.DataFrame | None = None, *, log: bool = True
+    paper: pd.DataFrame, measured: pd.DataFrame | None = None, *, log: bool = True, note: str = ""
 ) -> Figure:
     """Throughput against top-1, one marker per family; the second panel is what was measured here.
 
@@ -30,6 +30,7 @@ def fig1_speed_accuracy(
             `paper.measured_speed_accuracy`: `top1_source` ("timm") in place of scale, and
             provenance, whose "digitised" accuracies get open markers.
         log: logarithmic throughput axis.
+        note: what else to say below about how the speed was measured.
 
     Raises:
         ValueError: a column is missing, a frame is empty, or `measured` mixes data sets, devices or
@@ -54,19 +55,17 @@ def fig1_speed_accuracy(
         left, *right = figure.subplots(1, 1 if measured is None else 2, squeeze=False)[0]
         left.set_title("Published: ImageNet-1k, V100, batch 2,048, half precision")
         _draw_axes(left, "ImageNet-1k top-1 (%)", paper, log)
-        note = "Up and to the right is better. A line joins the members of one family."
+        caption = "Up and to the right is better. A line joins the members of one family."
         if measured is not None:
             dataset, device, last = (_only(measured, column) for column in said)
             title, label = f"Measured: {dataset}, {device}, scale {last}", f"{dataset} top-1 (%)"
             if borrowed:
                 title, label = f"Speed measured here: {device}", f"{label}, published by {last}"
-                note += (
-                    f"\nRight: top-1 as {last} publishes it (open markers: read off the paper's "
-                )
-                note += "figure), of weights that were trained in different ways."
+                caption += f"\nRight: top-1 as {last} publishes it (open markers: read off the "
+                caption += "paper's figure), of weights that were trained in different ways."
             right[0].set_title(fill(title, 72))
             _draw_axes(right[0], label, measured, log)
-        add_caption(figure, note=note)
+        add_caption(figure, note=" ".join(filter(None, (caption, note))))
         _draw_points(left, paper, looks)
         if measured is not None:
             known = measured.get("provenance", pd.Series("", measured.index))
