@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evitlab.cli import main
-from evitlab.records import TrainingRecord
+from evitlab.records import DeployRatios, TrainingRecord
 from evitlab.resources import data_dir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +26,22 @@ def row_of(path: Path) -> str:
         f"| `{record.model}` | {record.dataset}, {record.img_size[0]} px | {len(record.history)} | "
         f"{where} | {record.final.top1:.2f} % | `data/results/{path.name}` |"
     )
+
+
+def ratios_of(record: DeployRatios) -> list[str]:
+    """The table rows that the README must hold for the recorded deploy ratios."""
+    columns = (
+        ("deploy", "eager", 1),
+        ("deploy", "folded", 1),
+        ("onnxruntime", "exported", 1),
+        ("onnxruntime", "exported", 16),
+    )
+    ratios = {(row.model, row.engine, row.peer, row.batch_size): row.ratio for row in record.rows}
+    rows = []
+    for model in dict.fromkeys(row.model for row in record.rows):
+        cells = " | ".join(f"{ratios[model, *column]:.2f}×" for column in columns)
+        rows.append(f"| `{model}` | {cells} |")
+    return rows
 
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
@@ -55,3 +71,10 @@ def test_every_linked_file_exists():
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_every_recorded_run_stands_in_the_table(path):
     assert row_of(path) in README, f"expected the row\n{row_of(path)}"
+
+
+def test_deploy_ratios_are_the_recorded_ones():
+    record = DeployRatios.load(data_dir() / "results" / "deploy.json")
+    assert record.environment.hardware in README
+    for row in ratios_of(record):
+        assert row in README, f"expected the row\n{row}"
