@@ -274,7 +274,7 @@ def test_a_peak_of_one_model_stands_in_the_caption():
     record = deploy_ratios()
     figure = figures.deploy_ratios(dataclasses.replace(record, peak=record.peak[-1:]))
     assert len(figure.axes) == 3
-    said = "efficientvit_m5, ONNX Runtime, batch 16: 75 % of peak."
+    said = "efficientvit_m5, ONNX Runtime, batch 16: 75 % of torch's matrix product."
     assert said in str(figure.get_supxlabel())
 
 

@@ -76,7 +76,8 @@ def deploy_ratios(record: DeployRatios) -> Figure:
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=5, fontsize=8)
         shares = [
-            f" {row.model}, {_title(row.engine, row.batch_size)}: {100 * row.share:.0f} % of peak."
+            f" {row.model}, {_title(row.engine, row.batch_size)}: "
+            f"{100 * row.share:.0f} % of torch's matrix product."
             for row in record.peak
             if not with_peak
         ]
