@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in ENGINES if name not in ("compile", "cuda-graph")]
+    "name", [name for name in ENGINES if name not in ("compile", "cuda-graph", "openvino")]
 )
 def test_an_engine_computes_what_the_model_computes(name: str, folder: Path) -> None:
-    """At two batch sizes; ONNX engines read one file, which the first of them wrote."""
+    """At two batch sizes; of ONNX one file serves both."""
     for module in ENGINES[name].needs:
         pytest.importorskip(module)
     model = draw_statistics(build("timm/test_efficientnet"))
@@ -52,8 +55,33 @@ def test_an_engine_computes_what_the_model_computes(name: str, folder: Path) -> 
             expected = model(images)
             call = ENGINES[name].build(copy.deepcopy(model), setting)
             answer: Any = call()
-        found = {"onnxruntime": list, "openvino": lambda outputs: list(outputs.values())}
-        close(found[name](answer)[0] if name in found else answer, expected)
+        close(answer[0] if name == "onnxruntime" else answer, expected)
+
+
+OPENVINO = """
+import copy, pathlib, sys, torch
+from evitlab.analysis.engines import ENGINES, Setting
+from evitlab.analysis.folding import draw_statistics
+from evitlab.analysis.subjects import build
+model = draw_statistics(build("timm/test_efficientnet"))
+for batch in (1, 3):
+    images = torch.randn(batch, 3, 160, 160, generator=torch.Generator().manual_seed(1))
+    setting = Setting(images, "float32", torch.device("cpu"), 1, pathlib.Path(sys.argv[1]))
+    with torch.inference_mode():
+        expected = model(images)
+        answer = ENGINES["openvino"].build(copy.deepcopy(model), setting)()
+    found = torch.as_tensor(next(iter(answer.values())))
+    assert (found - expected).abs().max() / expected.abs().max() < 1e-4, batch
+"""
+
+
+def test_openvino_computes_what_the_model_computes(folder: Path) -> None:
+    """In a process of its own, as `evitlab bench` runs it."""
+    pytest.importorskip("onnxscript")
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("openvino is not installed")
+    command = [sys.executable, "-W", "ignore", "-c", OPENVINO, str(folder / "openvino.onnx")]
+    subprocess.run(command, check=True, timeout=300)
 
 
 def test_ours_is_exported_by_export_onnx_and_once(

@@ -151,9 +151,14 @@ def _openvino(model: nn.Module, setting: Setting) -> Call:
         "INFERENCE_PRECISION_HINT": "f32",  # by itself it takes bfloat16 where the CPU has it
     }
     request = core.compile_model(network, "CPU", options).create_infer_request()
-    tensor = openvino.Tensor(setting.images.numpy(), shared_memory=True)
-    request.set_input_tensor(tensor)
-    return request.infer
+    images = setting.images.numpy()
+    request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
+
+    def infer() -> object:
+        assert images.size  # the request reads this memory, and does not hold it
+        return request.infer()
+
+    return infer
 
 
 def _onnx_file(model: nn.Module, setting: Setting) -> Path:
