@@ -7,8 +7,8 @@ What changes, all of it algebra:
 - x + W h + b becomes one accumulating matrix product: the bias b moves ahead into the bias of the
   depthwise convolution before it, and what reads x in between subtracts it in its own bias.
 - The softmax scale goes into the queries' convolution.
-- That convolution, whose map is one small window, becomes a matrix per channel: its call costs ten
-  times its arithmetic.
+- That convolution, whose map is one small window, becomes a matrix per channel: calling a
+  convolution costs more than its arithmetic there.
 - Attention-bias tables are expanded to [N, N] once.
 - Tokens are rows and channels columns throughout, [B, H, W, C], so that no matrix product needs a
   copy of its operands; only windows of a larger map do.
@@ -42,6 +42,7 @@ from evitlab.models.efficientvit import (
     EfficientViTStage,
     LocalWindowAttention,
     PatchMerging,
+    check_images,
 )
 from evitlab.models.layers import ConvNorm, NormLinear, Residual
 
@@ -105,7 +106,7 @@ class DeployedEfficientViT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] -> [B, C, H', W'], a view of channels-last memory."""
-        self._check(x)
+        check_images(x, self.config)
         for layer in self.patch_embed:
             x = layer(x) if isinstance(layer, Convolution) else in_place(layer, x)
         return self.stages(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
@@ -133,14 +134,6 @@ class DeployedEfficientViT(nn.Module):
             "state_dict: a deployed model takes none, its weights are folded; load them into the "
             "model it came from (create_model, load_weights) and deploy that"
         )
-
-    def _check(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.config.in_chans:
-            wanted = f"[B, {self.config.in_chans}, H, W]"
-            raise ValueError(f"images: expected {wanted}, got {list(x.shape)}")
-        if min(x.shape[2:]) < self.config.patch_size:
-            least = self.config.patch_size
-            raise ValueError(f"images: expected sides of at least {least}, got {list(x.shape[2:])}")
 
 
 def _stage(stage: nn.Module) -> nn.Sequential:

@@ -253,6 +253,16 @@ class EfficientViTStage(nn.Module):
         return self.blocks(x)
 
 
+def check_images(x: Tensor, config: EfficientViTConfig) -> None:
+    """Raises ValueError where images are not [B, in_chans, H, W], or smaller than a patch."""
+    if x.ndim != 4 or x.shape[1] != config.in_chans:
+        wanted = f"[B, {config.in_chans}, H, W]"
+        raise ValueError(f"images: expected {wanted}, got {list(x.shape)}")
+    if min(x.shape[2:]) < config.patch_size:
+        least = config.patch_size
+        raise ValueError(f"images: expected sides of at least {least}, got {list(x.shape[2:])}")
+
+
 class EfficientViT(nn.Module):
     """The whole network: [B, in_chans, H, W] images -> [B, num_classes] logits.
 
@@ -331,12 +341,7 @@ class EfficientViT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] -> [B, C, H', W'], a quarter of the patch grid's sides."""
-        if x.ndim != 4 or x.shape[1] != self.config.in_chans:
-            wanted = f"[B, {self.config.in_chans}, H, W]"
-            raise ValueError(f"images: expected {wanted}, got {list(x.shape)}")
-        if min(x.shape[2:]) < self.config.patch_size:
-            least = self.config.patch_size
-            raise ValueError(f"images: expected sides of at least {least}, got {list(x.shape[2:])}")
+        check_images(x, self.config)
         x = x.contiguous(memory_format=torch.channels_last)
         return self.stages(self.patch_embed(x))
 

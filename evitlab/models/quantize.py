@@ -2,7 +2,7 @@
 
 Activations are unsigned and weights signed, which integer kernels of x86 processors multiply
 fastest. Weights use 7 of their 8 bits: processors with AVX2 but without VNNI add two products in
-16 bits, which two full-range weights overflow (M0 on CIFAR-10 then loses a point of top-1).
+16 bits, which two full-range weights can overflow.
 """
 
 import copy
