@@ -5,6 +5,14 @@ fit them is refused when it is saved and when it is loaded, in one line that nam
 """
 
 from evitlab.records.base import Record, write_atomically
+from evitlab.records.channels import (
+    COMPONENTS,
+    CRITERIA,
+    ChannelCut,
+    ChannelCuts,
+    ChannelImportance,
+    ChannelScores,
+)
 from evitlab.records.comparison import (
     DataPathRow,
     DeployRatios,
@@ -15,6 +23,13 @@ from evitlab.records.comparison import (
     quartiles,
 )
 from evitlab.records.environment import SCALES, Environment, environment_card
+from evitlab.records.pruning import (
+    WIDTHS,
+    ChannelWidths,
+    PrunedPeer,
+    PruningComparison,
+    PruningRecord,
+)
 from evitlab.records.quantization import QuantizationRecord, QuantizationSpeed
 from evitlab.records.speed import (
     CATEGORIES,
@@ -33,13 +48,21 @@ from evitlab.records.training import Accuracy, EpochLog, TrainingRecord
 
 __all__ = [
     "CATEGORIES",
+    "COMPONENTS",
+    "CRITERIA",
     "CURVE",
     "MEMORY_BOUND",
     "PARTS",
     "SCALES",
+    "WIDTHS",
     "Accuracy",
     "BlockNode",
     "BlockTrace",
+    "ChannelCut",
+    "ChannelCuts",
+    "ChannelImportance",
+    "ChannelScores",
+    "ChannelWidths",
     "DataPathRow",
     "DeployRatios",
     "Environment",
@@ -48,6 +71,9 @@ __all__ = [
     "OperatorProfiles",
     "OperatorRow",
     "PeakRow",
+    "PrunedPeer",
+    "PruningComparison",
+    "PruningRecord",
     "QuantizationRecord",
     "QuantizationSpeed",
     "RatioRow",
