@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from evitlab.analysis.capture import capture_attention
 from evitlab.analysis.operators import profile_operators
 from evitlab.analysis.roofline import measure_roofline
 from evitlab.analysis.structure import trace_block
@@ -52,6 +53,7 @@ __all__ = [
     "ThroughputRecord",
     "ThroughputSweep",
     "TrainingRecord",
+    "capture_attention",
     "conclude",
     "count_macs",
     "count_params",
