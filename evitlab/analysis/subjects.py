@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from evitlab.models.deploy import deploy
-from evitlab.models.zoo import create_model, list_models
+from evitlab.models.zoo import create_model, list_models, native_img_size
 
 _LIBRARIES = ("deploy", "timm", "torchvision")
 
@@ -44,7 +44,7 @@ def build(name: str, *, img_size: int | None = None) -> nn.Module:
         if library == "deploy" and rest not in list_models():
             raise _unknown(name, rest, list_models(), "our own")
         if library in ("", "deploy") and rest in list_models():
-            model = create_model(rest, img_size=img_size or 224).eval()
+            model = create_model(rest, img_size=img_size or native_img_size(rest)).eval()
             return deploy(model) if library else model
         return _timm_model(rest, img_size, name)
 

@@ -81,7 +81,7 @@ def _model(args: argparse.Namespace) -> tuple[EfficientViT, bool]:
     """The model in evaluation mode, and whether its weights were loaded."""
     import torch
 
-    from evitlab.models.zoo import create_model, list_models, load_model
+    from evitlab.models.zoo import create_model, list_models, load_model, native_img_size
 
     if args.source not in list_models():
         for option in ("weights", "num_classes"):
@@ -94,7 +94,7 @@ def _model(args: argparse.Namespace) -> tuple[EfficientViT, bool]:
             if get_close_matches(args.source, list_models()):
                 create_model(args.source)  # its error names the closest model
             raise
-    side = args.img_size or {"_p4": 32, "_p8": 64}.get(args.source[-3:], 224)
+    side = args.img_size or native_img_size(args.source)
     classes = 1000 if args.num_classes is None else args.num_classes
     with torch.random.fork_rng([]):
         torch.manual_seed(0)  # the same file each time

@@ -21,14 +21,14 @@ def add(command: AddCommand) -> None:
 
 def _models(args: argparse.Namespace) -> None:
     from evitlab.models.cost import count_macs, count_params
-    from evitlab.models.zoo import create_model, list_models
+    from evitlab.models.zoo import create_model, list_models, native_img_size
 
     names = list_models(args.pattern)
     if not names:
         raise ValueError(f"pattern: expected one that matches a model, got {args.pattern!r}")
     rows = []
     for name in names:
-        side = {"_p4": 32, "_p8": 64}.get(name[-3:], 224)
+        side = native_img_size(name)
         model = create_model(name, img_size=side)
         macs = count_macs(model) / 1e6
         params = count_params(model) / 1e6

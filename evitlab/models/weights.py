@@ -201,9 +201,9 @@ def _from_hub(model: nn.Module) -> Any:
     from timm.models import load_state_dict_from_hf
 
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    if not cfg.get("architecture"):
+    repository = cfg.get("hf_hub_id")
+    if not repository:
         raise ValueError(f"source: 'timm' needs a model by name, got a {type(model).__name__}")
-    repository = f"timm/{cfg['architecture'].partition('_p')[0]}.r224_in1k"
     try:
         return load_state_dict_from_hf(repository, weights_only=True)
     except Exception as error:  # the hub's client raises a dozen types for "not reachable"

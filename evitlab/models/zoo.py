@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from evitlab.models.baselines import BASELINES, BaselineConfig, build_baseline
+from evitlab.models.config import EfficientViTConfig
 from evitlab.models.efficientvit import VARIANTS, EfficientViT
 from evitlab.models.weights import load_weights, read_card
 
@@ -19,13 +21,27 @@ SMALL_IMAGE_VARIANTS = {
     for name, config in VARIANTS.items()
     for patch in (4, 8)
 }
-MODELS = {**VARIANTS, **SMALL_IMAGE_VARIANTS}
+MODELS: dict[str, EfficientViTConfig | BaselineConfig] = {
+    **VARIANTS,
+    **SMALL_IMAGE_VARIANTS,
+    **BASELINES,
+}
+# Where the hub keeps ImageNet weights of the original.
+_HUB = {
+    "deit_t": "timm/deit_tiny_patch16_224.fb_in1k",
+    "swin_t": "timm/swin_tiny_patch4_window7_224.ms_in1k",
+}
 _FIXED = ("img_size", "num_classes", "in_chans")
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` knows, filtered with shell wildcards."""
     return [name for name in MODELS if fnmatch(name, pattern)]
+
+
+def native_img_size(name: str) -> int:
+    """Pixels of a side of the square images that a name's patch size is meant for."""
+    return {"_p2": 32, "_p4": 32, "_p8": 64}.get(name[-3:], 224)
 
 
 def small_image_name(name: str, img_size: tuple[int, int]) -> str:
@@ -43,8 +59,8 @@ def create_model(
     in_chans: int = 3,
     weights: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
     **overrides: Any,
-) -> EfficientViT:
-    """Build a model by name.
+) -> Any:
+    """Build a model by name: an `nn.Module` with its `config`.
 
     Args:
         name: one of `list_models()`.
@@ -53,7 +69,8 @@ def create_model(
         in_chans: image channels.
         weights: None, a path, a state dict, "timm" for the hub's ImageNet weights, or a name in
             data/checkpoints.
-        overrides: fields of `EfficientViTConfig`, such as `patch_size=4` or `cascade=False`.
+        overrides: fields of `EfficientViTConfig`, such as `patch_size=4` or `cascade=False`; for
+            deit_t and swin_t of `BaselineConfig`, such as `attention_share=0.2`.
 
     Raises:
         ValueError: unknown name or override, or a value that does not fit, with what was
@@ -76,22 +93,36 @@ def create_model(
         "in_chans": in_chans,
     }
     config = replace(MODELS[name], **changes)
-    model = EfficientViT(config)
+    model: Any
+    if isinstance(config, EfficientViTConfig):
+        model = EfficientViT(config)
+        layers = {"classifier": "head.linear", "first_conv": "patch_embed.conv1.conv"}
+    else:
+        model = build_baseline(config)
+        classifier = "head" if config.family == "deit" else "head.fc"
+        layers = {"classifier": classifier, "first_conv": "patch_embed.proj"}
+    model.config = config
     model.pretrained_cfg = {
         "architecture": name,
+        "hf_hub_id": _HUB.get(name, f"timm/{name.partition('_p')[0]}.r224_in1k"),
         "input_size": (in_chans, *config.img_size),
         "num_classes": num_classes,
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "classifier": "head.linear",
-        "first_conv": "patch_embed.conv1.conv",
+        **layers,
     }
     if weights is not None:
         load_weights(model, weights)
     return model
 
 
-def load_model(path: str | os.PathLike[str]) -> EfficientViT:
+def config_fields(model: nn.Module) -> dict[str, Any]:
+    """What distinguishes a model of ours from others of its name; {} for other libraries'."""
+    config = getattr(model, "config", None)
+    return asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
+
+
+def load_model(path: str | os.PathLike[str]) -> Any:
     """Rebuild a model from weights that `save_weights` or `train` wrote, in evaluation mode.
 
     Args:

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 from safetensors.torch import save as serialize
 from torch import nn
 
-from evitlab.models.efficientvit import EfficientViT
 from evitlab.models.weights import read_file
+from evitlab.models.zoo import config_fields
 from evitlab.records import write_atomically
 
 FORMAT = 1
@@ -63,7 +62,6 @@ def save_weights(
         for key, value in model.state_dict().items()
     }
     cfg = dict(getattr(model, "pretrained_cfg", None) or {})
-    config = asdict(model.config) if isinstance(model, EfficientViT) else {}
-    card = {**cfg, "config": config, "class_names": class_names}
+    card = {**cfg, "config": config_fields(model), "class_names": class_names}
     data = serialize(tensors, metadata={"evitlab": json.dumps(card)})
     return write_atomically(path, data)

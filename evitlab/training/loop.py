@@ -24,9 +24,8 @@ from tqdm.auto import tqdm
 
 from evitlab.datasets import AnyDataset, StreamingDataset
 from evitlab.models.cost import count_macs, count_params
-from evitlab.models.efficientvit import EfficientViT
 from evitlab.models.weights import load_weights, read_card
-from evitlab.models.zoo import normalization
+from evitlab.models.zoo import config_fields, normalization
 from evitlab.records import Accuracy, EpochLog, TrainingRecord, environment_card, write_atomically
 from evitlab.training.augment import Augment
 from evitlab.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
@@ -258,7 +257,7 @@ def _identity(model: nn.Module, data: AnyDataset, recipe: Recipe) -> dict[str, A
         "train_images": len(data),
         "recipe": dataclasses.asdict(recipe),
         # Overrides such as `cascade=False` change the function, but no name and no weight's shape.
-        "config": dataclasses.asdict(model.config) if isinstance(model, EfficientViT) else {},
+        "config": config_fields(model),
     }
 
 
@@ -267,7 +266,7 @@ def _finished_run(model: nn.Module, identity: dict[str, Any], out: Path) -> Trai
     record = TrainingRecord.load(out / "record.json")
     found = {name: getattr(record, name) for name in _RECORDED}
     weights = out / "model.safetensors"
-    config = read_card(weights)["config"] if isinstance(model, EfficientViT) else {}
+    config = read_card(weights)["config"] if config_fields(model) else {}
     _check_same_run({**found, "config": config}, identity, out)
     load_weights(model, weights)
     return record
