@@ -27,6 +27,23 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int] | None = None) 
     Paper: what Tables 1 to 3 call FLOPs are MACs; torch's counter counts 2 for each, and nothing
     for fused attention on a CPU, hence the unfused kernel here.
     """
+    return _counted(model, img_size).get_total_flops() // 2
+
+
+def count_macs_by_module(
+    model: nn.Module, img_size: int | tuple[int, int] | None = None
+) -> dict[str, int]:
+    """The same for each module by its dotted path, what it calls included; "" is the model."""
+    counted = _counted(model, img_size).get_flop_counts()
+    root = type(model).__name__
+    return {
+        name.removeprefix(root).removeprefix("."): sum(operators.values()) // 2
+        for name, operators in counted.items()
+        if name.startswith(root)
+    }
+
+
+def _counted(model: nn.Module, img_size: int | tuple[int, int] | None) -> FlopCounterMode:
     channels, *default = (getattr(model, "pretrained_cfg", None) or {}).get(
         "input_size", (3, 224, 224)
     )
@@ -36,4 +53,4 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int] | None = None) 
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         ghost(torch.empty(1, channels, height, width, device="meta", dtype=dtype))
-    return counter.get_total_flops() // 2
+    return counter
