@@ -107,3 +107,43 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     # Inclusive: with few rounds the other method's quartiles lie beyond all of them.
     low, _, high = quantiles(values, n=4, method="inclusive")
     return low, median(values), high
+
+
+@dataclass(frozen=True)
+class WidthSpeed:
+    """A subnetwork of one width beside its baseline."""
+
+    embed_dim: int
+    macs: int  # multiply-accumulates for one image
+    img_per_s: float  # median
+    speedup: float  # over the baseline, median of the rounds' ratios
+    speedup_low: float  # quartiles
+    speedup_high: float
+
+
+@dataclass(frozen=True)
+class ThroughputMatch(Record):
+    """The width at which a share of attention layers runs as fast as asked, and what was tried."""
+
+    baseline: str
+    baseline_width: int  # embed_dim
+    img_size: tuple[int, int]  # height, width
+    asked: float  # speed-up over the baseline
+    attention_share: float  # of the subnetwork's layers
+    split_heads: bool
+    embed_dim: int  # the width that comes closest
+    tried: tuple[WidthSpeed, ...]
+    rounds: int
+    environment: Environment
+
+    @property
+    def match(self) -> WidthSpeed:
+        """The width that comes closest, with what it reached."""
+        return next(row for row in self.tried if row.embed_dim == self.embed_dim)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per width tried."""
+        frame = pd.DataFrame([asdict(row) for row in self.tried])
+        frame.insert(0, "attention_share", self.attention_share)
+        frame.insert(0, "baseline", self.baseline)
+        return frame

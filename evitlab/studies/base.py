@@ -1,0 +1,142 @@
+"""What a study is: a declared list of runs, each of which leaves one record.
+
+A run is carried out in a process of its own (`evitlab.studies.worker`), so that many share a
+machine or a GPU, and one that fails or is killed leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evitlab.analysis.conditions import cpu_threads
+from evitlab.datasets import AnyDataset, default_dataset_name, open_dataset
+from evitlab.models.zoo import create_model
+from evitlab.records import Record, TrainingRecord
+from evitlab.training.loop import train
+from evitlab.training.recipe import RECIPES, Recipe
+
+SCALES = ("smoke", "quick", "lab")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Where and how the runs of a study are carried out.
+
+    Attributes:
+        data: a data set's name or path; None is CIFAR-10 if it is at hand, else the embedded set.
+        device: "cpu", "cuda"; None is a GPU if there is one.
+        threads: of torch, in each run.
+        command: the command line that regenerates the records, kept in them.
+    """
+
+    scale: str
+    data: str | None = None
+    device: str | None = None
+    threads: int = 1
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its name, which is its record's and its folder's, and what it does.
+
+    Attributes:
+        carry_out: (folder, conditions) -> record; called again after it was killed, it continues
+            from what it left in the folder.
+        after: names of runs whose records it needs.
+        alone: a measurement, which shares the machine with no other run.
+    """
+
+    name: str
+    carry_out: Callable[[Path, Conditions], Record]
+    after: tuple[str, ...] = ()
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finding's runs.
+
+    Attributes:
+        name: as `evitlab study` takes it.
+        summary: one line for the list of studies.
+        records: types of its runs' records.
+        runs: scale -> the runs, in the order in which they are begun.
+    """
+
+    name: str
+    summary: str
+    records: tuple[type[Record], ...]
+    runs: Callable[[str], tuple[Run, ...]]
+
+    def load(self, file: Path) -> Record:
+        """A run's record; raises ValueError where the file is not one of this study's."""
+        kinds = {kind.__name__: kind for kind in self.records}
+        try:
+            found = json.loads(file.read_text(encoding="utf-8")).get("record")
+        except (ValueError, AttributeError):
+            found = None  # `Record.load` says what is wrong
+        return kinds.get(found, self.records[0]).load(file)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One model to train from scratch, or from `weights`.
+
+    Attributes:
+        model: a name of `list_models()`.
+        overrides: fields of its configuration.
+        limit: training images at most; None: all.
+        changes: of the recipe "cifar".
+    """
+
+    model: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 1
+    limit: int | None = None
+    val_limit: int | None = None
+    seed: int = 0
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe "cifar" for a short run: warmed up quickly, measured once at its end."""
+        given = {"epochs": self.epochs, "seed": self.seed, "validate_every": self.epochs}
+        return replace(RECIPES["cifar"], **{"warmup_epochs": 0.25, **given, **self.changes})
+
+    def data(self, conditions: Conditions) -> tuple[AnyDataset, AnyDataset]:
+        """Training and validation images."""
+        name = conditions.data or default_dataset_name()
+        return (
+            open_dataset(name, "train", img_size=32, limit=self.limit),
+            open_dataset(name, "val", img_size=32, limit=self.val_limit),
+        )
+
+    def run(self, folder: Path, conditions: Conditions) -> tuple[Any, TrainingRecord]:
+        """The trained model and its record; continues what was begun in the folder."""
+        train_data, val_data = self.data(conditions)
+        with cpu_threads(conditions.threads), torch.random.fork_rng([]):
+            torch.manual_seed(self.seed)
+            model = create_model(
+                self.model,
+                img_size=train_data.img_size,
+                num_classes=train_data.num_classes,
+                **self.overrides,
+            )
+            record = train(
+                model,
+                train_data,
+                val_data,
+                self.recipe,
+                out_dir=folder,
+                device=conditions.device,
+                command=conditions.command,
+                scale=conditions.scale,
+            )
+        return model.eval(), record

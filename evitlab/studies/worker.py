@@ -1,0 +1,36 @@
+"""One run of a study in a process of its own: `python -m evitlab.studies.worker REQUEST`.
+
+The request is JSON: study, run, the run's folder, the record's file and the conditions. The last
+line printed is the run's outcome.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from evitlab.studies import STUDIES
+from evitlab.studies.base import Conditions
+
+
+def main(request: str) -> int:
+    """Carry the run out and save its record; 0, or 1 where it failed."""
+    asked = json.loads(request)
+    conditions = Conditions(**asked["conditions"])
+    runs = STUDIES[asked["study"]].runs(conditions.scale)
+    run = next(run for run in runs if run.name == asked["run"])
+    try:
+        record = run.carry_out(Path(asked["folder"]), conditions)
+        record.save(asked["record"])
+    except Exception as error:  # whatever a model, a data set or a disk may raise
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return 1
+    print(f"\nfinished: {record}" if isinstance(record, str) else "\nfinished")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
