@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from evitlab.analysis.capture import capture_attention
+from evitlab.analysis.heads import head_similarity
+from evitlab.analysis.matching import match_throughput
 from evitlab.analysis.operators import profile_operators
 from evitlab.analysis.roofline import measure_roofline
 from evitlab.analysis.structure import trace_block
@@ -18,14 +20,17 @@ from evitlab.models.zoo import create_model, list_models, load_model
 from evitlab.records import (
     Accuracy,
     DeployRatios,
+    HeadSimilarity,
     OperatorProfile,
     QuantizationRecord,
     Roofline,
+    ThroughputMatch,
     ThroughputRecord,
     ThroughputSweep,
     TrainingRecord,
     environment_card,
 )
+from evitlab.studies import StudyReport, load_study, run_study
 from evitlab.training.augment import Augment
 from evitlab.training.checkpoint import save_weights
 from evitlab.training.loop import evaluate, train
@@ -43,6 +48,7 @@ __all__ = [
     "Dataset",
     "DeployRatios",
     "Finding",
+    "HeadSimilarity",
     "LoadReport",
     "OperatorProfile",
     "QuantizationRecord",
@@ -50,6 +56,8 @@ __all__ = [
     "Recipe",
     "Report",
     "Roofline",
+    "StudyReport",
+    "ThroughputMatch",
     "ThroughputRecord",
     "ThroughputSweep",
     "TrainingRecord",
@@ -64,9 +72,12 @@ __all__ = [
     "evaluate",
     "export_onnx",
     "figures",
+    "head_similarity",
     "list_models",
     "load_model",
+    "load_study",
     "load_weights",
+    "match_throughput",
     "measure_roofline",
     "measure_throughput",
     "open_dataset",
@@ -74,6 +85,7 @@ __all__ = [
     "photograph",
     "profile_operators",
     "reproduce",
+    "run_study",
     "save_weights",
     "trace_block",
     "train",

@@ -130,7 +130,7 @@ def capture_attention(
             # Always: also of a module that raised, and whose caller went on.
             hook = module.register_forward_hook(recorder.leave, always_call=True)
             stack.callback(hook.remove)
-        stack.enter_context(recorder)
+        stack.callback(recorder.stop)  # an interrupt skips the hooks
         yield recorder.blocks
 
 
@@ -141,9 +141,9 @@ def attention_modules(model: nn.Module) -> dict[nn.Module, tuple[str, str]]:
         ValueError: there is none.
     """
     found = {
-        module: (name, _kind(module))
+        module: (name, kind)
         for name, module in model.named_modules()
-        if isinstance(module, tuple(ATTENTIONS))
+        if (kind := _kind(module)) is not None
     }
     if not found:
         raise ValueError(
@@ -153,8 +153,10 @@ def attention_modules(model: nn.Module) -> dict[nn.Module, tuple[str, str]]:
     return found
 
 
-def _kind(module: nn.Module) -> str:
-    kind = next(kind for known, kind in ATTENTIONS.items() if isinstance(module, known))
+def _kind(module: nn.Module) -> str | None:
+    """None: no attention."""
+    kinds = (kind for known, kind in ATTENTIONS.items() if isinstance(module, known))
+    kind = next(kinds, None)
     return "window" if kind == "cascade" and not getattr(module, "cascade", True) else kind
 
 
@@ -170,7 +172,10 @@ class _Scope:
 
 
 class _Recorder(TorchFunctionMode):
-    """Puts softmax and products of the running attention together."""
+    """Puts softmax and products of the running attention together.
+
+    The mode is on only while an attention module runs: it costs microseconds at every operator.
+    """
 
     def __init__(
         self,
@@ -188,7 +193,7 @@ class _Recorder(TorchFunctionMode):
 
     def begin(self, _model: nn.Module, _inputs: object) -> None:
         """A new forward pass."""
-        self._running = None
+        self.stop()
         self._seen.clear()
         self.blocks.clear()
 
@@ -203,10 +208,19 @@ class _Recorder(TorchFunctionMode):
     def enter(self, module: nn.Module, _inputs: object) -> None:
         if module in self._seen:  # a part of the model was called without the model itself
             self.begin(module, None)
+        self.stop()
         self._running = _Scope(module)
+        self.__enter__()
+
+    def stop(self) -> _Scope | None:
+        """No attention runs any more; the one that did."""
+        scope, self._running = self._running, None
+        if scope is not None:
+            self.__exit__(None, None, None)
+        return scope
 
     def leave(self, module: nn.Module, _inputs: object, output: object) -> None:
-        scope, self._running = self._running, None
+        scope = self.stop()
         if output is None or scope is None or scope.module is not module:
             return  # it raised
         name, kind = self._attentions[module]

@@ -5,6 +5,7 @@ fit them is refused when it is saved and when it is loaded, in one line that nam
 """
 
 from evitlab.records.base import Record, write_atomically
+from evitlab.records.capture import CaptureRow, CaptureSweep
 from evitlab.records.channels import (
     COMPONENTS,
     CRITERIA,
@@ -20,9 +21,12 @@ from evitlab.records.comparison import (
     RatioRow,
     SpeedRecord,
     SpeedRow,
+    ThroughputMatch,
+    WidthSpeed,
     quartiles,
 )
 from evitlab.records.environment import SCALES, Environment, environment_card
+from evitlab.records.heads import BlockHeads, HeadSimilarities, HeadSimilarity
 from evitlab.records.pruning import (
     WIDTHS,
     ChannelWidths,
@@ -44,6 +48,7 @@ from evitlab.records.speed import (
     ThroughputSweep,
 )
 from evitlab.records.structure import BlockNode, BlockTrace
+from evitlab.records.studies import AttentionShareRun
 from evitlab.records.training import Accuracy, EpochLog, TrainingRecord
 
 __all__ = [
@@ -56,8 +61,12 @@ __all__ = [
     "SCALES",
     "WIDTHS",
     "Accuracy",
+    "AttentionShareRun",
+    "BlockHeads",
     "BlockNode",
     "BlockTrace",
+    "CaptureRow",
+    "CaptureSweep",
     "ChannelCut",
     "ChannelCuts",
     "ChannelImportance",
@@ -67,6 +76,8 @@ __all__ = [
     "DeployRatios",
     "Environment",
     "EpochLog",
+    "HeadSimilarities",
+    "HeadSimilarity",
     "OperatorProfile",
     "OperatorProfiles",
     "OperatorRow",
@@ -81,9 +92,11 @@ __all__ = [
     "Roofline",
     "SpeedRecord",
     "SpeedRow",
+    "ThroughputMatch",
     "ThroughputRecord",
     "ThroughputSweep",
     "TrainingRecord",
+    "WidthSpeed",
     "environment_card",
     "quartiles",
     "write_atomically",
