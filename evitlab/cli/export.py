@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from evitlab.cli.parser import AddCommand
+from evitlab.cli.source import SOURCE, open_source
 
 if TYPE_CHECKING:
     from evitlab.models.efficientvit import EfficientViT
@@ -27,8 +27,7 @@ def add(command: AddCommand) -> None:
         "  evitlab export runs/m0 m0.safetensors --half",
     )  # fmt: skip
     export.add_argument("source", metavar="MODEL|RUN|FILE|NAME",
-                        help="a name of `evitlab models`, a run's folder, a .safetensors file, or "
-                        "a name in data/checkpoints")  # fmt: skip
+                        help=SOURCE)  # fmt: skip
     export.add_argument("file", metavar="FILE", help=f"ends in {', '.join(_SUFFIXES)}")
     export.add_argument("--weights", metavar="PATH|NAME|timm", help="of a MODEL (default: random)")
     export.add_argument("--num-classes", type=int, metavar="N", help="of a MODEL (default: 1000)")
@@ -61,7 +60,7 @@ def _export(args: argparse.Namespace) -> None:
     for option in ("data", "json"):
         if getattr(args, option) and not args.int8:
             raise ValueError(f"--{option}: expected --int8 too")
-    model, trained = _model(args)
+    model, trained = open_source(args)
     try:
         if suffix == ".safetensors":
             _weights(model, args)
@@ -75,31 +74,6 @@ def _export(args: argparse.Namespace) -> None:
         raise ValueError(str(error)) from error
     if not trained:
         print(f"{args.source}: random weights; --weights loads trained ones")
-
-
-def _model(args: argparse.Namespace) -> tuple[EfficientViT, bool]:
-    """The model in evaluation mode, and whether its weights were loaded."""
-    import torch
-
-    from evitlab.models.zoo import create_model, list_models, load_model, native_img_size
-
-    if args.source not in list_models():
-        for option in ("weights", "num_classes"):
-            if getattr(args, option) is not None:
-                name = f"--{option.replace('_', '-')}"
-                raise ValueError(f"{name}: expected the name of a model, got {args.source!r}")
-        try:
-            return load_model(args.source), True
-        except FileNotFoundError:
-            if get_close_matches(args.source, list_models()):
-                create_model(args.source)  # its error names the closest model
-            raise
-    side = args.img_size or native_img_size(args.source)
-    classes = 1000 if args.num_classes is None else args.num_classes
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)  # the same file each time
-        model = create_model(args.source, img_size=side, num_classes=classes, weights=args.weights)
-    return model.eval(), args.weights is not None
 
 
 def _mib(file: str | Path) -> str:

@@ -6,6 +6,12 @@ last value, or write them with `save_figure`.
 
 from evitlab.figures.architecture import table1_architecture
 from evitlab.figures.block import fig6_block
+from evitlab.figures.channels import (
+    channel_cuts,
+    channel_scores,
+    fig5_channels,
+    recovery_curve,
+)
 from evitlab.figures.deploy import deploy_ratios
 from evitlab.figures.images import image_grid
 from evitlab.figures.operators import fig2_operators
@@ -19,13 +25,17 @@ from evitlab.figures.training import training_curves
 __all__ = [
     "PALETTE",
     "add_caption",
+    "channel_cuts",
+    "channel_scores",
     "deploy_ratios",
     "fig1_speed_accuracy",
     "fig2_operators",
+    "fig5_channels",
     "fig6_block",
     "house_style",
     "image_grid",
     "new_figure",
+    "recovery_curve",
     "roofline",
     "save_figure",
     "speed_map",
