@@ -11,6 +11,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from evitlab.models.baselines import BASELINES, BaselineConfig, build_baseline
+from evitlab.models.channels import narrow
 from evitlab.models.config import EfficientViTConfig
 from evitlab.models.efficientvit import VARIANTS, EfficientViT
 from evitlab.models.weights import load_weights, read_card
@@ -137,7 +138,9 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     """
     card = read_card(path)
     config: dict[str, Any] = dict(card["config"])
-    model = create_model(card["architecture"], **config, weights=path).eval()
+    model = create_model(card["architecture"], **config).eval()
+    narrow(model, card.get("channel_widths", {}))
+    load_weights(model, path)
     model.pretrained_cfg |= {key: tuple(card[key]) for key in ("mean", "std") if card.get(key)}
     model.class_names = tuple(card["class_names"])
     return model

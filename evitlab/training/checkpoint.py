@@ -48,7 +48,7 @@ def save_weights(
     """Write a state dict as safetensors, with what it takes to rebuild the model.
 
     Args:
-        model: from `create_model` or timm.
+        model: from `create_model` or timm, pruned or not.
         path: target; written atomically.
         class_names: kept beside the weights.
         half: store kernels and matrices as float16; biases and the norms' statistics, which may
@@ -63,5 +63,7 @@ def save_weights(
     }
     cfg = dict(getattr(model, "pretrained_cfg", None) or {})
     card = {**cfg, "config": config_fields(model), "class_names": class_names}
+    if pruned := getattr(model, "channel_widths", {}):
+        card["channel_widths"] = pruned
     data = serialize(tensors, metadata={"evitlab": json.dumps(card)})
     return write_atomically(path, data)

@@ -258,16 +258,19 @@ def _identity(model: nn.Module, data: AnyDataset, recipe: Recipe) -> dict[str, A
         "recipe": dataclasses.asdict(recipe),
         # Overrides such as `cascade=False` change the function, but no name and no weight's shape.
         "config": config_fields(model),
+        "channel_widths": getattr(model, "channel_widths", {}),  # of a pruned model
     }
 
 
 def _finished_run(model: nn.Module, identity: dict[str, Any], out: Path) -> TrainingRecord:
     """The record of the run in `out`, after its weights were loaded; errors if it is another."""
     record = TrainingRecord.load(out / "record.json")
-    found = {name: getattr(record, name) for name in _RECORDED}
+    found: dict[str, Any] = {name: getattr(record, name) for name in _RECORDED}
     weights = out / "model.safetensors"
-    config = read_card(weights)["config"] if config_fields(model) else {}
-    _check_same_run({**found, "config": config}, identity, out)
+    ours = identity["config"] or identity["channel_widths"]  # other weights need no card
+    card = read_card(weights) if ours else {}
+    found |= {name: card.get(name, {}) for name in ("config", "channel_widths")}
+    _check_same_run(found, identity, out)
     load_weights(model, weights)
     return record
 
@@ -280,11 +283,16 @@ def _check_same_run(found: dict[str, Any], wanted: dict[str, Any], out: Path) ->
         return {**plain.pop("config", {}), **plain.pop("recipe"), **plain}
 
     there, asked_for = flat(found), flat(wanted)
+    pruned = [run.pop("channel_widths", {}) for run in (there, asked_for)]
     differing = [
         f"{key} {value} there, {asked_for.get(key)} asked for"
         for key, value in there.items()
         if asked_for.get(key) != value
     ]
+    if pruned[0] != pruned[1]:  # too many numbers for a message
+        how = ["pruned" if widths else "whole" for widths in pruned]
+        other = "pruned to other widths" if all(pruned) else how[1]
+        differing.append(f"model {how[0]} there, {other} asked for")
     if differing:
         raise ValueError(
             f"out_dir: {out} holds a different run ({'; '.join(differing)}); choose another "
