@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from evitlab import head_similarity
 from evitlab.analysis.capture import capture_attention
 from evitlab.analysis.heads import _alike
-from evitlab.datasets import open_dataset
-from evitlab.models.zoo import create_model
+from evitlab.datasets import Dataset, open_dataset
+from evitlab.models.zoo import create_model, normalization
 from evitlab.records import BlockHeads, HeadSimilarity
 
 
@@ -186,10 +186,11 @@ def test_batches_of_any_kind_give_the_same() -> None:
 def test_a_data_set_is_normalised_as_the_model_expects() -> None:
     data = open_dataset("embedded", "val", img_size=48, limit=6)
     model = vit()
+    assert isinstance(data, Dataset)
     record = head_similarity(model, data, name="mine", weights="random")
-    same = head_similarity(model, data.images)  # type: ignore[union-attr]
-    mean, std = (torch.tensor(model.pretrained_cfg[k])[:, None, None] for k in ("mean", "std"))  # type: ignore[index,union-attr,operator]
-    by_hand = head_similarity(model, (data.images / 255 - mean) / std)  # type: ignore[union-attr]
+    same = head_similarity(model, data.images)
+    mean, std = (torch.tensor(part)[:, None, None] for part in normalization(model))
+    by_hand = head_similarity(model, (data.images / 255 - mean) / std)
     for other in (same, by_hand):
         for a, b in zip(record.blocks, other.blocks, strict=True):
             assert off_diagonal(a.similarity) == pytest.approx(off_diagonal(b.similarity), abs=1e-5)
@@ -201,7 +202,7 @@ def test_images_differ_and_the_quartiles_show_it() -> None:
     block = head_similarity(sharpened(vit()), images(count=9)).blocks[0]
     low, middle, high = block.image_quartiles or (0.0, 0.0, 0.0)
     assert 0 < low < middle < high <= 1
-    assert block.max_similarity is not None and low - 0.05 < block.max_similarity <= high
+    assert block.max_similarity is not None and low < block.max_similarity < high
 
 
 def test_a_block_with_one_head_has_no_similarity() -> None:
@@ -217,17 +218,16 @@ def test_a_block_with_one_head_has_no_similarity() -> None:
 def test_the_model_is_as_it_was() -> None:
     model = timm.create_model("levit_128s", num_classes=5).train()
     list(model.modules())[4].eval()
-    for module in model.modules():
-        if hasattr(module, "attention_bias_cache"):
-            module.attention_bias_cache = {"mine": torch.zeros(1)}
+    cached = [vars(m) for m in model.modules() if "attention_bias_cache" in vars(m)]
+    for attributes in cached:
+        attributes["attention_bias_cache"] = {"mine": torch.zeros(1)}
     before = [module.training for module in model.modules()]
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with pytest.raises(ArithmeticError):
         head_similarity(model, (_raise() if i else images(224, 1) for i in range(2)))
     assert [module.training for module in model.modules()] == before
     assert all(torch.equal(statistics[name], b) for name, b in model.named_buffers())
-    caches = [m.attention_bias_cache for m in model.modules() if hasattr(m, "attention_bias_cache")]
-    assert caches and all(list(cache) == ["mine"] for cache in caches)
+    assert cached and all(list(a["attention_bias_cache"]) == ["mine"] for a in cached)
 
 
 def _raise() -> Tensor:

@@ -9,7 +9,7 @@ import timm
 import torch
 from tqdm.auto import tqdm
 
-from evitlab.analysis.capture import capture_attention
+from evitlab.analysis.capture import AttentionMaps, capture_attention
 from evitlab.analysis.subjects import build, default_img_size
 from evitlab.records import CaptureRow
 
@@ -25,6 +25,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "vit_betwixt_patch16_gap_256", "vit_mediumd_patch16_rope_reg1_gap_256",
         "vit_xsmall_patch16_clip_224", "vit_relpos_small_patch16_224",
         "vit_srelpos_small_patch16_224", "vit_tiny_r_s16_p8_224", "flexivit_small",
+        "vit_base_patch16_xp_224", "vit_base_patch16_rope_reg1_gap_256",
     ),
     "deit": (
         "deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224",
@@ -33,7 +34,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "deit3": (
         "deit3_small_patch16_224", "deit3_medium_patch16_224", "deit3_base_patch16_224",
     ),
-    "beit": ("beit_base_patch16_224", "beitv2_base_patch16_224"),
+    "beit": ("beit_base_patch16_224", "beitv2_base_patch16_224", "beit3_base_patch16_224"),
     "eva02": (
         "eva02_tiny_patch14_224", "eva02_small_patch14_224", "eva02_base_patch14_224",
         "eva02_base_patch16_clip_224",
@@ -77,30 +78,34 @@ def sweep(*, done: Collection[str] = ()) -> Iterator[CaptureRow]:
 @torch.no_grad()
 def capture_row(name: str, family: str) -> CaptureRow:
     """Capture in one model, and compare with what it does unwatched."""
+    seen: list[tuple[str, int, int, float, float]] = []
+
+    def each(block: AttentionMaps) -> None:
+        off = (block.maps @ block.values - block.outputs).abs().max() / block.outputs.abs().max()
+        row = (block.maps.sum(-1) - 1).abs().max()
+        M = block.maps.shape[-1]
+        seen.append((block.kind, block.num_heads, M, off.item(), row.item()))
+
     try:
         model = build(name)
         side = default_img_size(model)
         image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
         plain = model(image)
-        with capture_attention(model) as blocks:
+        with capture_attention(model, each=each):
             watched = model(image)
     except (ValueError, RuntimeError) as error:  # the sweep goes on, and shows it
         return _failed(name, family, f"{type(error).__name__}: {error}")
-    identity, row_sum = 0.0, 0.0
-    for block in blocks:
-        off = (block.maps @ block.values - block.outputs).abs().max() / block.outputs.abs().max()
-        identity = max(identity, off.item())
-        row_sum = max(row_sum, (block.maps.sum(-1) - 1).abs().max().item())
+    kinds, heads, keys, identity_errors, row_errors = zip(*seen, strict=True)
     return CaptureRow(
         model=name,
         family=family,
         img_size=side,
-        blocks=len(blocks),
-        kinds=tuple(sorted({block.kind for block in blocks})),
-        heads=tuple(block.num_heads for block in blocks),
-        keys=tuple(block.maps.shape[-1] for block in blocks),
-        identity_error=identity,
-        row_error=row_sum,
+        blocks=len(seen),
+        kinds=tuple(sorted(set(kinds))),
+        heads=heads,
+        keys=keys,
+        identity_error=max(identity_errors),
+        row_error=max(row_errors),
         output_error=((watched - plain).abs().max() / plain.abs().max()).item(),
     )
 

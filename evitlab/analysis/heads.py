@@ -175,23 +175,16 @@ class _Sums:
         }  # fmt: skip
         self.matrices = torch.zeros(4, h, h, dtype=torch.float64)
         self.entropy = torch.zeros(h, dtype=torch.float64)
-        self.by_image: list[Tensor] = []  # [B], the mean of the heads' maxima
+        self.by_image: list[Tensor] = []  # similarity of each image, [B, h, h]
 
     def add(self, windows: int, alike: _Alike) -> None:
         images = alike.matrices.unflatten(1, (-1, windows)).mean(2)  # [4, B, h, h]
         self.matrices += images.double().sum(1).cpu()
         self.entropy += alike.entropy.unflatten(0, (-1, windows)).mean(1).double().sum(0).cpu()
-        h = len(self.entropy)
-        if h > 1:
-            same = torch.eye(h, dtype=torch.bool, device=images.device)
-            self.by_image.append(images[0].masked_fill(same, -1.0).amax(2).mean(1).cpu())
+        self.by_image.append(images[0].cpu())
 
     def block(self, count: int) -> BlockHeads:
         similarity, correlation, centred, permuted = (self.matrices / count).tolist()
-        quartiles = None
-        if self.by_image:
-            levels = torch.tensor([0.25, 0.5, 0.75])
-            quartiles = _rounded(torch.cat(self.by_image).quantile(levels).tolist())
         return BlockHeads(
             **self.about,
             similarity=_matrix(similarity),
@@ -199,8 +192,18 @@ class _Sums:
             centred=_matrix(centred),
             permuted=_matrix(permuted),
             entropy=_rounded((self.entropy / count).tolist()),
-            image_quartiles=quartiles,  # type: ignore[arg-type]
+            image_quartiles=self._quartiles(),
         )
+
+    def _quartiles(self) -> tuple[float, float, float] | None:
+        """Of the images' similarity of each head to the head that is most like it on average."""
+        h = len(self.entropy)
+        if h < 2:
+            return None
+        others = self.matrices[0].masked_fill(torch.eye(h, dtype=torch.bool), -1.0)
+        images = torch.cat(self.by_image)[:, torch.arange(h), others.argmax(1)].mean(1)
+        low, middle, high = images.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+        return round(low, 6), round(middle, 6), round(high, 6)
 
 
 def _rounded(values: list[float]) -> tuple[float, ...]:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-from evitlab.models.deploy import deploy
-from evitlab.models.zoo import create_model, list_models, native_img_size
+from evitlab.models.deploy import DeployedEfficientViT, deploy
+from evitlab.models.weights import load_weights
+from evitlab.models.zoo import (
+    config_fields,
+    create_model,
+    list_models,
+    load_model,
+    native_img_size,
+)
 
 _LIBRARIES = ("deploy", "timm", "torchvision")
 
@@ -47,6 +55,90 @@ def build(name: str, *, img_size: int | None = None) -> nn.Module:
             model = create_model(rest, img_size=img_size or native_img_size(rest)).eval()
             return deploy(model) if library else model
         return _timm_model(rest, img_size, name)
+
+
+def open_model(
+    source: str, *, weights: str | None = None, img_size: int | None = None
+) -> tuple[nn.Module, str]:
+    """A model in evaluation mode, and in words where its weights come from.
+
+    Args:
+        source: a name that `build` knows; else what `load_model` does: a run's folder, a file, or
+            a name in data/checkpoints.
+        weights: of a name: a path, or "hub" for the ImageNet weights of timm's hub; None draws
+            them from a fixed seed.
+        img_size: as in `build`; what `load_model` finds keeps its own.
+
+    Raises:
+        ValueError: no such model, or weights that do not fit it.
+        FileNotFoundError: no such file, or weights of the hub that cannot be fetched.
+    """
+    library, _, name = source.rpartition("/")
+    named = library in ("", *_LIBRARIES) and (
+        library == "torchvision" or name in list_models() or timm.is_model(name.partition(".")[0])
+    )
+    if not named:
+        if weights is not None:
+            raise ValueError(f"weights: expected the name of a model, got {source!r}")
+        try:
+            return load_model(source), "trained"
+        except FileNotFoundError:
+            if Path(source).suffix or len(Path(source).parts) > 1:
+                raise
+            return build(source), ""  # its error names the closest model
+    if weights is None:
+        return build(source, img_size=img_size), "untrained"
+    label = "ImageNet, from the hub" if weights == "hub" else Path(weights).name
+    if name in list_models() and library != "timm":
+        side = img_size or native_img_size(name)
+        ours = create_model(
+            name, img_size=side, weights="timm" if weights == "hub" else weights
+        ).eval()
+        return (deploy(ours) if library == "deploy" else ours), label
+    model = build(source, img_size=img_size)
+    if weights == "hub":
+        try:
+            timm.models.load_pretrained(model)
+        except Exception as error:  # the hub's client raises a dozen types for "not reachable"
+            raise FileNotFoundError(
+                f"weights='hub': {name} is not in the local cache and cannot be fetched "
+                f"({type(error).__name__}); without weights it is drawn from a seed"
+            ) from error
+    else:
+        load_weights(model, weights)
+    return model, label
+
+
+def untrained(model: nn.Module, *, seed: int = 0) -> nn.Module:
+    """The same architecture with fresh weights, in evaluation mode: a baseline for what training
+    does.
+
+    Raises:
+        ValueError: it does not say what it is, or says something else than it is.
+    """
+    card = getattr(model, "pretrained_cfg", None) or {}
+    name = str(card.get("architecture"))
+    classes = int(getattr(model, "num_classes", 1000))
+    fresh: nn.Module | None = None
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        if name in list_models() and config_fields(model):
+            fresh = create_model(name, **config_fields(model)).eval()
+            fresh = deploy(fresh) if isinstance(model, DeployedEfficientViT) else fresh
+        elif timm.is_model(name):
+            side = getattr(getattr(model, "patch_embed", None), "img_size", None)
+            sized = {"img_size": side} if side and card.get("fixed_input_size") else {}
+            fresh = timm.create_model(name, num_classes=classes, **sized).eval()
+    if fresh is None or _shapes(fresh) != _shapes(model):
+        raise ValueError(
+            f"model: expected one that its name describes, got {type(model).__name__} ({name}); "
+            "build it anew yourself"
+        )
+    return fresh.to(next(model.parameters()).device)
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in model.state_dict().items()}
 
 
 def default_img_size(model: nn.Module) -> int:

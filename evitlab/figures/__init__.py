@@ -13,6 +13,7 @@ from evitlab.figures.channels import (
     recovery_curve,
 )
 from evitlab.figures.deploy import deploy_ratios
+from evitlab.figures.heads import fig4_head_similarity, head_curves, head_maps
 from evitlab.figures.images import image_grid
 from evitlab.figures.operators import fig2_operators
 from evitlab.figures.roofline import roofline
@@ -30,8 +31,11 @@ __all__ = [
     "deploy_ratios",
     "fig1_speed_accuracy",
     "fig2_operators",
+    "fig4_head_similarity",
     "fig5_channels",
     "fig6_block",
+    "head_curves",
+    "head_maps",
     "house_style",
     "image_grid",
     "new_figure",

@@ -26,7 +26,12 @@ from evitlab.records.comparison import (
     quartiles,
 )
 from evitlab.records.environment import SCALES, Environment, environment_card
-from evitlab.records.heads import BlockHeads, HeadSimilarities, HeadSimilarity
+from evitlab.records.heads import (
+    BlockHeads,
+    HeadSimilarities,
+    HeadSimilarity,
+    HeadSimilarityRun,
+)
 from evitlab.records.pruning import (
     WIDTHS,
     ChannelWidths,
@@ -78,6 +83,7 @@ __all__ = [
     "EpochLog",
     "HeadSimilarities",
     "HeadSimilarity",
+    "HeadSimilarityRun",
     "OperatorProfile",
     "OperatorProfiles",
     "OperatorRow",

@@ -8,7 +8,9 @@ from statistics import fmean
 import pandas as pd
 
 from evitlab.records.base import Record
+from evitlab.records.comparison import ThroughputMatch
 from evitlab.records.environment import Environment
+from evitlab.records.training import TrainingRecord
 
 Matrix = tuple[tuple[float, ...], ...]  # [h, h]
 
@@ -34,7 +36,7 @@ class BlockHeads:
     centred: Matrix  # [h, h], -1..1; on average at least -1 / (h - 1) off the diagonal
     permuted: Matrix  # [h, h]: expected similarity once each query's keys are shuffled
     entropy: tuple[float, ...]  # [h], of a query's weights, 0..1: relative to log M
-    image_quartiles: tuple[float, float, float] | None  # of `max_similarity` image by image
+    image_quartiles: tuple[float, float, float] | None  # over images, of `max_similarity`
 
     @property
     def max_per_head(self) -> tuple[float, ...] | None:
@@ -185,6 +187,27 @@ class HeadSimilarities(Record):
     def to_frame(self) -> pd.DataFrame:
         """The records' frames, one below the other."""
         return pd.concat([record.to_frame() for record in self.records], ignore_index=True)
+
+
+@dataclass(frozen=True)
+class HeadSimilarityRun(Record):
+    """One line of Fig. 4: a subnetwork, trained, its heads over all channels or each its split."""
+
+    line: str  # "Swin-T-1.25x", as in the figure
+    split_heads: bool
+    width: ThroughputMatch  # what decided its width
+    training: TrainingRecord
+    trained: HeadSimilarity
+    untrained: HeadSimilarity  # the same architecture with fresh weights
+    environment: Environment
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per block, trained and untrained."""
+        frame = pd.concat([self.trained.by_block(), self.untrained.by_block()], ignore_index=True)
+        frame.insert(0, "top1", self.training.final.top1)
+        frame.insert(0, "head_splits", self.split_heads)
+        frame.insert(0, "line", self.line)
+        return frame
 
 
 def _maxima(matrix: Matrix) -> tuple[float, ...] | None:
