@@ -4,9 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from evitlab.analysis.capture import capture_attention
+from evitlab.analysis.channels import channel_importance
 from evitlab.analysis.heads import head_similarity
 from evitlab.analysis.matching import match_throughput
 from evitlab.analysis.operators import profile_operators
+from evitlab.analysis.pruning import PruneResult, prune
 from evitlab.analysis.roofline import measure_roofline
 from evitlab.analysis.structure import trace_block
 from evitlab.analysis.throughput import measure_throughput
@@ -19,9 +21,11 @@ from evitlab.models.weights import LoadReport, load_weights
 from evitlab.models.zoo import create_model, list_models, load_model
 from evitlab.records import (
     Accuracy,
+    ChannelImportance,
     DeployRatios,
     HeadSimilarity,
     OperatorProfile,
+    PruningRecord,
     QuantizationRecord,
     Roofline,
     ThroughputMatch,
@@ -45,12 +49,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Accuracy",
     "Augment",
+    "ChannelImportance",
     "Dataset",
     "DeployRatios",
     "Finding",
     "HeadSimilarity",
     "LoadReport",
     "OperatorProfile",
+    "PruneResult",
+    "PruningRecord",
     "QuantizationRecord",
     "RECIPES",
     "Recipe",
@@ -62,6 +69,7 @@ __all__ = [
     "ThroughputSweep",
     "TrainingRecord",
     "capture_attention",
+    "channel_importance",
     "conclude",
     "count_macs",
     "count_params",
@@ -84,6 +92,7 @@ __all__ = [
     "paper",
     "photograph",
     "profile_operators",
+    "prune",
     "reproduce",
     "run_study",
     "save_weights",
