@@ -8,13 +8,16 @@ from pathlib import Path
 
 from evitlab.records import Record
 from evitlab.resources import data_dir
-from evitlab.studies import attention_share, head_similarity
+from evitlab.studies import attention_share, channel_importance, head_similarity
 from evitlab.studies.base import SCALES, Conditions, Study
 from evitlab.studies.scheduler import StudyReport, carry_out, finished_records
 
 __all__ = ["STUDIES", "Study", "StudyReport", "load_study", "run_study"]
 
-STUDIES = {study.name: study for study in (attention_share.STUDY, head_similarity.STUDY)}
+STUDIES = {
+    study.name: study
+    for study in (attention_share.STUDY, head_similarity.STUDY, channel_importance.STUDY)
+}
 
 
 def run_study(
