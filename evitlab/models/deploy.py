@@ -23,6 +23,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 import torch
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from evitlab.models.config import EfficientViTConfig
@@ -36,6 +38,7 @@ from evitlab.models.deployed_layers import (
     Shift,
     in_place,
 )
+from evitlab.models.deployed_transformer import DeployedTransformer
 from evitlab.models.efficientvit import (
     FFN,
     EfficientViT,
@@ -47,31 +50,38 @@ from evitlab.models.efficientvit import (
 from evitlab.models.layers import ConvNorm, NormLinear, Residual
 
 
-def deploy(model: nn.Module) -> DeployedEfficientViT:
-    """Rewrite an EfficientViT to its exact inference form; the model passed in is untouched.
+def deploy(model: nn.Module) -> Any:
+    """Rewrite a model to its exact inference form; the model passed in is untouched.
 
     Args:
-        model: from `create_model` or `load_model`, in evaluation mode; any image size, device and
-            dtype, which the result keeps.
+        model: an EfficientViT, a baseline or timm's ViT, DeiT or Swin, pruned or not, in evaluation
+            mode; any image size, device and dtype, which the result keeps.
 
     Returns:
-        [B, in_chans, H, W] images -> [B, num_classes] logits, equal up to rounding (at most 1e-5
-        of the largest logit in float32). It stays in evaluation mode and takes no state dict:
-        load the weights into the model and deploy that.
+        A `DeployedEfficientViT` or `DeployedTransformer`: [B, in_chans, H, W] images ->
+        [B, num_classes] logits, equal up to rounding (at most 1e-5 of the largest logit in
+        float32). It stays in evaluation mode and takes no state dict: load the weights into the
+        model and deploy that.
 
     Raises:
-        ValueError: another kind of model, a model in training mode, or norms other than BatchNorm.
+        ValueError: another kind of model, a model in training mode, or an EfficientViT with norms
+            other than BatchNorm.
 
     Paper: Section 3.2 (BatchNorm can be folded); the rest is this library's.
     """
-    if isinstance(model, DeployedEfficientViT):
+    if isinstance(model, DEPLOYED):
         return model
-    if not isinstance(model, EfficientViT):
-        raise ValueError(f"model: expected an EfficientViT, got {type(model).__name__}")
+    if not isinstance(model, (EfficientViT, VisionTransformer, SwinTransformer)):
+        raise ValueError(
+            "model: expected an EfficientViT, or a ViT, DeiT or Swin of timm, got "
+            f"{type(model).__name__}"
+        )
     if model.training:
         raise ValueError("model: expected evaluation mode (call model.eval()), got training mode")
     with torch.no_grad():
-        return DeployedEfficientViT(model)
+        if isinstance(model, EfficientViT):
+            return DeployedEfficientViT(model)
+        return DeployedTransformer(model)
 
 
 class DeployedEfficientViT(nn.Module):
@@ -134,6 +144,9 @@ class DeployedEfficientViT(nn.Module):
             "state_dict: a deployed model takes none, its weights are folded; load them into the "
             "model it came from (create_model, load_weights) and deploy that"
         )
+
+
+DEPLOYED = (DeployedEfficientViT, DeployedTransformer)
 
 
 def _stage(stage: nn.Module) -> nn.Sequential:

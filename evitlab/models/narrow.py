@@ -38,7 +38,7 @@ class NarrowAttention(Attention):
                 q, k, v, attn_mask, drop, is_causal, scale=self.scale
             )
         else:
-            logits = (q * self.scale) @ k.transpose(-2, -1)  # [B, h, N, N]
+            logits = scaled(q, self.scale) @ k.transpose(-2, -1)  # [B, h, N, N]
             if is_causal:
                 attn_mask = logits.new_ones(logits.shape[-2:], dtype=torch.bool).tril()
             if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -64,16 +64,25 @@ class NarrowWindowAttention(WindowAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [windows of all images, N, C]; mask [windows of an image, N, N], 0 or negative."""
         q, k, v = self.heads(x)
-        bias = self._get_rel_pos_bias()  # [1, h, N, N]
-        if mask is not None:
-            bias = (bias + mask[:, None]).repeat(len(x) // len(mask), 1, 1, 1)
+        bias = self.biases(mask)
         if self.fused_attn:
             drop = self.attn_drop.p if self.training else 0.0
+            bias = bias.repeat(len(x) // len(bias), 1, 1, 1) if mask is not None else bias
             out = F.scaled_dot_product_attention(q, k, v, bias, drop, scale=self.scale)
         else:
-            logits = (q * self.scale) @ k.transpose(-2, -1) + bias
+            logits = scaled(q, self.scale) @ k.transpose(-2, -1)
+            logits = (logits.unflatten(0, (-1, len(bias))) + bias).flatten(0, 1)
             out = self.attn_drop(self.softmax(logits)) @ v
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+    def biases(self, mask: Tensor | None) -> Tensor:
+        """What is added to the logits, [windows of an image or 1, h, N, N]."""
+        bias = self._get_rel_pos_bias()
+        return bias if mask is None else bias + mask[:, None]
+
+
+def scaled(q: Tensor, scale: float) -> Tensor:
+    return q if scale == 1.0 else q * scale
 
 
 def narrow_attention(attention: Any, key_dim: int, value_dim: int) -> Any:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from evitlab.models.deploy import DeployedEfficientViT
+from evitlab.models.deploy import DEPLOYED
 from evitlab.resources import data_dir
 
 
@@ -59,7 +59,7 @@ def load_weights(
             with `strict`, keys or shapes that differ.
         FileNotFoundError: no such file, checkpoint or hub model.
     """
-    if isinstance(model, DeployedEfficientViT):
+    if isinstance(model, DEPLOYED):
         model.load_state_dict({})  # says why not, and what to do instead
     tensors = _read(model, source)
     official = any(re.match(r"blocks\d\.|patch_embed\.\d", key) for key in tensors)
