@@ -70,9 +70,7 @@ PEERS = PruningComparison(
     train_images=1_000,
     recipe={"epochs": 2},
     before=ACCURACY,
-    rows=(
-        PrunedPeer("evitlab", "taylor", 70, 30, 20.0, 55.0, {"qk": 0.5, "v": 1, "ffn": 0.75}, 2),
-    ),
+    rows=(PrunedPeer("evitlab", "taylor", 70, 30, 20.0, 55.0, {"qk": 0.5, "v": 1, "ffn": 0.75}),),
     command="evitlab bench --preset pruning",
     environment=CARD,
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -229,9 +228,7 @@ def compare_pruning(
     rows: list[PrunedPeer] = []
 
     def add(method: str, criterion: str, cut: Callable[[], tuple[nn.Module, dict]]) -> None:
-        began = time.perf_counter()
         pruned, kept = cut()
-        seconds = time.perf_counter() - began
         counts = count_macs(pruned, size), count_params(pruned)
         right_after = evaluate(pruned, val_data)
         folder = out / f"{method} {criterion}".replace(" ", "-").replace(",", "")
@@ -239,9 +236,7 @@ def compare_pruning(
             pruned, train_data, val_data, recipe, out_dir=folder, command=command, scale=scale
         )
         rows.append(
-            PrunedPeer(
-                method, criterion, *counts, right_after.top1, recovery.final.top1, kept, seconds
-            )
+            PrunedPeer(method, criterion, *counts, right_after.top1, recovery.final.top1, kept)
         )
 
     def theirs() -> tuple[nn.Module, dict]:

@@ -81,7 +81,6 @@ class PrunedPeer:
     pruned_top1: float  # right after the cut
     recovered_top1: float  # after the same training for all
     kept: dict[str, float]  # share of the channels that is left, by component of WIDTHS, 0 to 1
-    prune_seconds: float  # scoring and cutting; training not included
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,13 @@ class _Size:
     steps: int  # cuts
     recovery_epochs: int
     recovery_limit: int  # training images of the recovery
+    recovery_val: int  # validation images of all that is pruned
 
 
 _SIZES = {
-    "smoke": _Size(1, 256, 100, 64, 2, 1, 128),
-    "quick": _Size(1, 2_000, 1_000, 256, 3, 1, 1_000),
-    "lab": _Size(4, None, None, 512, 5, 2, 15_000),
+    "smoke": _Size(1, 256, 100, 64, 2, 1, 128, 100),
+    "quick": _Size(1, 2_000, 1_000, 256, 3, 1, 1_000, 1_000),
+    "lab": _Size(4, None, None, 512, 5, 2, 15_000, 5_000),
 }
 
 
@@ -86,6 +87,7 @@ def recovery(name: str, scale: str) -> Training:
         training(name, scale),
         epochs=size.recovery_epochs,
         limit=size.recovery_limit,
+        val_limit=size.recovery_val,
         changes={"lr": 5e-4, "validate_every": 1},
     )
 
@@ -139,14 +141,15 @@ def _pruned(
 
 
 def _peers(name: str, scale: str, folder: Path, conditions: Conditions) -> PruningComparison:
-    todo, size = recovery(name, scale), _SIZES[scale]
+    size = _SIZES[scale]
+    todo = dataclasses.replace(recovery(name, scale), epochs=1, limit=size.recovery_limit // 2)
     train_data, val_data = todo.data(conditions)
     with cpu_threads(conditions.threads):
         return compare_pruning(
             load_model(folder.parent / name),
             train_data,
             val_data,
-            dataclasses.replace(todo.recipe, epochs=1, validate_every=1),
+            todo.recipe,
             macs=MACS,
             out_dir=folder,
             steps=size.steps,
