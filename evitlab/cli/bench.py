@@ -14,7 +14,9 @@ from evitlab.cli.parser import AddCommand
 from evitlab.records import ThroughputRecord, ThroughputSweep
 
 # By preset: what it takes beside --rounds, --threads and --json.
-_COMPARISONS = {"deploy": (), "timm": ("batch_sizes",)}
+_COMPARISONS: dict[str, tuple[str, ...]] = {
+    "deploy": (), "timm": ("batch_sizes",), "analysis": ("batch_sizes",),
+}  # fmt: skip
 
 
 def add(command: AddCommand) -> None:
@@ -28,7 +30,8 @@ def add(command: AddCommand) -> None:
         "--preset", default="quick", metavar="NAME",
         help="paper-cpu, paper-gpu, sweep, sweep-gpu, quick: models, engines and conditions, which "
         "the other options change; deploy: ratios of the deployed family to timm's models; timm: "
-        "ratios of forward pass and training step, and the data path (default: %(default)s)",
+        "ratios of forward pass and training step, and the data path; analysis: what "
+        "head_similarity and channel_importance cost (default: %(default)s)",
     )  # fmt: skip
     bench.add_argument("--engines", nargs="+", metavar="NAME",
                        help="eager, channels-last, deploy, traced, compile, cuda-graph, "
@@ -52,7 +55,7 @@ def _bench(args: argparse.Namespace) -> None:
         raise ValueError("--resume: expected --json FILE, which it continues")
     if args.preset in _COMPARISONS:
         _refuse_other_options(args)
-        (_deploy if args.preset == "deploy" else _timm)(args)
+        {"deploy": _deploy, "timm": _timm, "analysis": _analysis}[args.preset](args)
     else:
         _sweep(args)
 
@@ -208,6 +211,26 @@ def _timm(args: argparse.Namespace) -> None:
         )
     print(f"ratio: timm's time / ours, median of {record.rounds} rounds, quartiles beside it; "
           f"{record.environment.hardware}")  # fmt: skip
+    if args.json:
+        record.save(args.json)
+
+
+def _analysis(args: argparse.Namespace) -> None:
+    from evitlab.analysis.analysis_cost import MODELS, compare_cost
+
+    sizes = args.batch_sizes or [8]
+    if len(sizes) > 1:
+        raise ValueError(f"--batch-sizes: expected one number with --preset analysis, got {sizes}")
+    record = compare_cost(
+        args.models or MODELS,
+        batch_size=sizes[0],
+        rounds=9 if args.rounds is None else args.rounds,
+        threads=(args.threads or [1])[0],
+        command=args.command_line,
+    )
+    print(record.to_frame().to_string(index=False, float_format="{:.2f}".format))
+    print(f"ratio: time with the analysis / of the plain passes, median of {record.rounds} rounds, "
+          f"quartiles beside it; {record.environment.hardware}")  # fmt: skip
     if args.json:
         record.save(args.json)
 

@@ -4,6 +4,7 @@ A record is a frozen dataclass that inherits `Record`. Its type hints are its sc
 fit them is refused when it is saved and when it is loaded, in one line that names the field.
 """
 
+from evitlab.records.analysis_cost import AnalysisCost, AnalysisCostRow
 from evitlab.records.base import Record, write_atomically
 from evitlab.records.capture import CaptureRow, CaptureSweep
 from evitlab.records.channels import (
@@ -66,6 +67,8 @@ __all__ = [
     "SCALES",
     "WIDTHS",
     "Accuracy",
+    "AnalysisCost",
+    "AnalysisCostRow",
     "AttentionShareRun",
     "BlockHeads",
     "BlockNode",
