@@ -157,7 +157,7 @@ def test_weights_of_224_run_at_512(name: str) -> None:
         assert model(images(1, 3, 512, 512).float()).isfinite().all(), name
 
 
-@pytest.mark.parametrize("name", [*list_models("*_p4"), *list_models("*m[05]_p8")])
+@pytest.mark.parametrize("name", [*list_models("efficientvit*_p4"), *list_models("*m[05]_p8")])
 def test_small_images_keep_8_x_8_tokens(name: str) -> None:
     patch = int(name[-1])
     model = random_model(name, img_size=8 * patch, num_classes=10, depth=(1, 1, 1))

@@ -5,6 +5,7 @@ last value, or write them with `save_figure`.
 """
 
 from evitlab.figures.architecture import table1_architecture
+from evitlab.figures.attention_share import fig3_attention_share
 from evitlab.figures.block import fig6_block
 from evitlab.figures.channels import (
     channel_cuts,
@@ -33,6 +34,7 @@ __all__ = [
     "fig2_operators",
     "fig4_head_similarity",
     "fig5_channels",
+    "fig3_attention_share",
     "fig6_block",
     "head_curves",
     "head_maps",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -23,16 +24,22 @@ class AttentionShareRun(Record):
     environment: Environment
 
     def to_frame(self) -> pd.DataFrame:
-        """One row: the point, with what the width reached."""
-        match = self.width.match
+        """One row: the point, with what its width reached.
+
+        `top1_error` is half of the 95 % interval that the number of validation images leaves.
+        """
+        match, final = self.width.match, self.training.final
+        share = final.top1 / 100
         row = {
             "line": self.line,
             "attention_share": self.attention_share,
             "embed_dim": match.embed_dim,
+            "asked": self.width.asked,
             "speedup": match.speedup,
             "macs": self.training.macs,
             "params": self.training.params,
-            "top1": self.training.final.top1,
+            "top1": final.top1,
+            "top1_error": 196 * math.sqrt(share * (1 - share) / final.n),
             "seed": self.environment.seed,
             "train_images": self.training.train_images,
             "epochs": len(self.training.history),

@@ -25,6 +25,7 @@ from evitlab.records import Record
 from evitlab.studies.base import Conditions, Run, Study
 from evitlab.training.evaluation import checked_device
 
+_WORKER = (sys.executable, "-m", "evitlab.studies.worker")
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10  # from asking a run to stop until it is killed
 _ON_ONE_GPU = 8  # short runs at once, where nothing else is said
@@ -108,7 +109,7 @@ def carry_out(
         }
         output = open(folder / "log.txt", "wb")  # noqa: SIM115 - closed with its child
         process = subprocess.Popen(
-            [sys.executable, "-m", "evitlab.studies.worker", json.dumps(request)],
+            [*_WORKER, json.dumps(request)],
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": str(conditions.threads)},
