@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from evitlab.analysis.capture import capture_attention
 from evitlab.analysis.channels import channel_importance
+from evitlab.analysis.cuts import measure_cuts
 from evitlab.analysis.heads import head_similarity
 from evitlab.analysis.matching import match_throughput
 from evitlab.analysis.operators import profile_operators
 from evitlab.analysis.pruning import PruneResult, prune
+from evitlab.analysis.recovery import prune_and_recover
 from evitlab.analysis.roofline import measure_roofline
 from evitlab.analysis.structure import trace_block
 from evitlab.analysis.throughput import measure_throughput
@@ -86,6 +88,7 @@ __all__ = [
     "load_study",
     "load_weights",
     "match_throughput",
+    "measure_cuts",
     "measure_roofline",
     "measure_throughput",
     "open_dataset",
@@ -93,6 +96,7 @@ __all__ = [
     "photograph",
     "profile_operators",
     "prune",
+    "prune_and_recover",
     "reproduce",
     "run_study",
     "save_weights",
