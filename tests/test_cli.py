@@ -55,7 +55,10 @@ from evitlab.records import (
 from evitlab.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "evaluate", "export", "models", "profile", "bench", "reproduce")
+COMMANDS = (
+    "train", "evaluate", "export", "models", "profile", "heads", "prune", "bench", "study",
+    "reproduce",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -609,6 +612,18 @@ MISTAKES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
         "--engines: not an option of --preset deploy",
     ),
     "nothing to resume": (lambda at: ["bench", "--resume"], "--resume: expected --json FILE"),
+    "unknown study": (
+        lambda at: ["study", "head-similarty"],
+        "name: expected one of .* got 'head-similarty'; did you mean 'head-similarity'",
+    ),
+    "no such run": (
+        lambda at: ["study", "attention-share", "--only", "ViT*", "--out", str(at.tmp)],
+        r"only: expected one that matches a run \(.*\), got 'ViT\*'",
+    ),
+    "no time": (
+        lambda at: ["study", "attention-share", "--time-limit", "0", "--out", str(at.tmp)],
+        "time_limit: expected more than 0, got 0",
+    ),
     "unknown scale": (lambda at: ["reproduce", "--scale", "quik"], "scale: .*quik"),
     # What argparse finds
     "no command": (lambda at: [], "the following arguments are required: COMMAND"),

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from evitlab.cli.parser import AddCommand
 from evitlab.datasets import AnyDataset
-from evitlab.models.efficientvit import EfficientViT
 from evitlab.records import TrainingRecord
 
 
@@ -118,12 +117,12 @@ def _train(args: argparse.Namespace) -> None:
         record.save(args.json)
 
 
-def _start_from(weights: str, model: EfficientViT) -> None:
+def _start_from(weights: str, model: Any) -> None:
     """Load weights; the classifier of other classes stays as it was drawn, which is said."""
     from evitlab.models.weights import load_weights
 
     report = load_weights(model, weights, strict=False)
-    classifier = {"head.linear.weight", "head.linear.bias"}
+    classifier = {f"{model.pretrained_cfg['classifier']}.{part}" for part in ("weight", "bias")}
     if report.missing or report.unexpected or not classifier >= set(report.mismatched):
         load_weights(model, weights)  # says what does not fit
     if report.mismatched:

@@ -46,10 +46,12 @@ def native_img_size(name: str) -> int:
 
 
 def small_image_name(name: str, img_size: tuple[int, int]) -> str:
-    """The variant of an EfficientViT that keeps at least 8 x 8 tokens on small images."""
-    if name not in VARIANTS or min(img_size) >= 128:
+    """The variant of a model that keeps at least 8 x 8 tokens on small images."""
+    if min(img_size) >= 128:
         return name
-    return f"{name}_p{8 if min(img_size) >= 64 else 4}"
+    patches = (8, 4) if min(img_size) >= 64 else (4, 2)
+    variants = (f"{name}_p{patch}" for patch in patches)
+    return next((variant for variant in variants if variant in MODELS), name)
 
 
 def create_model(
