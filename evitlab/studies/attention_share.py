@@ -75,10 +75,10 @@ def training(scale: str) -> Training:
     """The budget of each point; the model is put in by the point."""
     if scale == "smoke":
         return Training("", epochs=1, limit=256, val_limit=100)
-    changes = {"batch_size": 64, "lr": 1.5e-3}  # more steps out of a short run
+    changes = {"batch_size": 32, "lr": 1e-3}  # more steps out of a short run
     if scale == "quick":
         return Training("", epochs=1, limit=2000, val_limit=1000, changes=changes)
-    return Training("", epochs=2, limit=25_000, changes=changes)
+    return Training("", epochs=2, limit=20_000, changes=changes)
 
 
 def _train(
