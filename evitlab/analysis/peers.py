@@ -149,8 +149,11 @@ def _check(model: nn.Module, macs: float, steps: int, whole: bool) -> None:
 
 def _left_alone(model: nn.Module, whole: bool) -> list[Any]:
     """What Torch-Pruning must not cut: the classifier, and the tables that heads share."""
-    tables = [m.relative_position_bias_table for m in model.modules() if hasattr(
-        m, "relative_position_bias_table")]  # fmt: skip
+    tables = [
+        module.relative_position_bias_table
+        for module in model.modules()
+        if isinstance(module, WindowAttention)
+    ]
     cut = {id(m.qkv) for m in model.modules() if isinstance(m, _ATTENTION)}
     cut |= {id(m.fc1) for m in model.modules() if isinstance(m, Mlp)}
     head: Any = model.head
