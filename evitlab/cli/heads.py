@@ -82,14 +82,13 @@ def _heads(args: argparse.Namespace) -> None:
 def _images(args: argparse.Namespace, side: int):  # type: ignore[no-untyped-def]
     from evitlab.datasets import open_dataset
 
-    if args.split:
-        return open_dataset(args.images, args.split, img_size=side, limit=args.limit)
+    split = args.split or ("all" if Path(args.images).exists() else "val")
     try:
-        return open_dataset(args.images, "val", img_size=side, limit=args.limit)
+        return open_dataset(args.images, split, img_size=side, limit=args.limit)
     except ValueError:
-        if not Path(args.images).exists():
+        if args.split or split == "val":
             raise
-        return open_dataset(args.images, "all", img_size=side, limit=args.limit)
+        return open_dataset(args.images, "val", img_size=side, limit=args.limit)  # it has splits
 
 
 def table(records: list[HeadSimilarity]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from pathlib import Path
 from evitlab.analysis.conditions import cpu_threads
 from evitlab.analysis.heads import head_similarity
 from evitlab.analysis.subjects import untrained
+from evitlab.datasets import default_dataset_name, open_dataset
 from evitlab.records import HeadSimilarityRun, ThroughputMatch
 from evitlab.studies import attention_share
 from evitlab.studies.base import Conditions, Run, Study, Training
@@ -54,7 +55,10 @@ def _train(
     }  # fmt: skip
     todo = replace(training(scale), model=attention_share.LINES[line][0], overrides=overrides)
     model, record = todo.run(folder, conditions)
-    _, images = replace(todo, val_limit=32 if scale == "smoke" else 512).data(conditions)
+    images = open_dataset(
+        conditions.data or default_dataset_name(), "val", img_size=model.config.img_size,
+        limit=32 if scale == "smoke" else 512,
+    )  # fmt: skip
     name = run_name(line, split_heads=split_heads)
     with cpu_threads(conditions.threads):
         trained, fresh = (
