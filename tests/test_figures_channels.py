@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from test_figures import CARD, training_record
 
@@ -79,11 +79,11 @@ def cuts() -> ChannelCuts:
     return ChannelCuts("deit_t_p4", "taylor", 512, 1.1, rows, "evitlab study", CARD)
 
 
-def bars(axes: Axes, gid: str) -> list[float]:
+def bars(axes: Any, gid: str) -> list[float]:
     return [bar.get_height() for bar in axes.patches if bar.get_gid() == gid]
 
 
-def panel(figure: Figure, title: str, row: int = 0) -> Axes:
+def panel(figure: Figure, title: str, row: int = 0) -> Any:
     return [axes for axes in figure.axes if axes.get_title(loc="left") == title][row]
 
 
@@ -101,7 +101,7 @@ def test_fig5_draws_the_ratios_to_the_blocks_input():
 def test_fig5_shows_the_papers_swin_beside_ours_only():
     figure = figures.fig5_channels([pruned(), pruned("deit_t_p4"), pruned("swin_t", blocks=3)])
     table = paper.load("fig5").query("state == 'pruned' and projection == 'v'")
-    shown = [c for c in panel(figure, "V").containers if c.get_label().startswith("paper")]
+    shown = [c for c in panel(figure, "V").containers if str(c.get_label()).startswith("paper")]
     (points, *_) = shown[0].lines
     assert points.get_ydata().tolist() == table["value"].tolist()
     for row in (1, 2):  # another model, and a Swin of another depth
@@ -135,7 +135,7 @@ def test_accuracies_are_named():
 def test_scores_are_drawn_by_block_and_component():
     figure = figures.channel_scores(importance())
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Q", "K", "V", "FFN"]
-    medians = [line for line in figure.axes[0].lines if line.get_gid() == "median"]
+    medians: list[Any] = [line for line in figure.axes[0].lines if line.get_gid() == "median"]
     assert [line.get_xdata()[0] for line in medians] == list(range(1, 13))
     expected = (10 ** (-2.25 - 3 / 8) + 10 ** (-2.25 - 4 / 8)) / 2
     assert medians[0].get_ydata()[0] == pytest.approx(expected)
@@ -143,7 +143,8 @@ def test_scores_are_drawn_by_block_and_component():
 
 def test_cuts_stand_beside_what_their_scores_predict():
     figure = figures.channel_cuts(cuts())
-    left, right = figure.axes
+    panels: list[Any] = list(figure.axes)
+    left, right = panels
     drawn = sum(len(line.get_xdata()) for line in left.lines if line.get_gid() == "cut")
     assert drawn == len(cuts().cuts)
     (predicted,) = (line for line in left.lines if line.get_gid() == "predicted")
@@ -155,7 +156,7 @@ def test_cuts_stand_beside_what_their_scores_predict():
 
 def test_recovery_begins_right_after_the_cut():
     record = pruned()
-    (axes,) = figures.recovery_curve([record]).axes
+    axes: Any = figures.recovery_curve([record]).axes[0]
     curve = next(line for line in axes.lines if line.get_gid() != "before")
     assert curve.get_xdata().tolist() == [0, 1, 2, 3, 4]
     assert curve.get_ydata()[0] == 41.2 and curve.get_ydata()[-1] == pytest.approx(74.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from evitlab.models.zoo import create_model
 from evitlab.records import PruningComparison
 
 
-def build(name: str = "deit_t_p4", **overrides):
+def build(name: str = "deit_t_p4", **overrides: Any) -> Any:
     torch.manual_seed(0)
-    small = {"embed_dim": 12, "depth": (2,)} if name.startswith("deit") else {
+    small: dict[str, Any] = {"embed_dim": 12, "depth": (2,)} if name.startswith("deit") else {
         "embed_dim": 12, "depth": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)
     }  # fmt: skip
     return create_model(name, img_size=32, num_classes=3, **{**small, **overrides})
@@ -43,7 +44,7 @@ def test_peer_reaches_the_budget_with_heads_cut_alike(name):
 
 def test_peer_may_cut_the_width_of_a_deit():
     pytest.importorskip("torch_pruning", reason="the extra peers")
-    pruned = prune_with_torch_pruning(build(), batches(), macs=0.6, whole=True)
+    pruned: Any = prune_with_torch_pruning(build(), batches(), macs=0.6, whole=True)
     assert pruned.patch_embed.proj.out_channels < 12
     assert pruned(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,10 +72,11 @@ def prune_with_torch_pruning(
     batches = list(batches)
     _check(model, macs, steps, whole)
     small = copy.deepcopy(model)
-    attentions = [module for module in small.modules() if isinstance(module, _ATTENTION)]
+    attentions: list[Any] = [m for m in small.modules() if isinstance(m, _ATTENTION)]
     for attention in attentions:
         attention.fused_attn = False
-    size = batches[0][0].shape[-2:]
+    height, width = batches[0][0].shape[-2:]
+    size = height, width
     whole_macs = count_macs(small, size)
     with _quiet(), torch.enable_grad():
         small.eval()  # no dropout: scores of the network that is measured
@@ -109,9 +111,11 @@ def kept_channels(model: nn.Module, pruned: nn.Module) -> dict[str, float]:
     """Share of the channels of Q and K, of V and hidden in the FFNs that Torch-Pruning left."""
     sums = []
     for network in (model, pruned):
-        attention = sum(m.qkv.out_features for m in network.modules() if isinstance(m, _ATTENTION))
-        hidden = sum(m.fc1.out_features for m in network.modules() if isinstance(m, Mlp))
-        sums.append((attention, hidden))
+        attentions: list[Any] = [m for m in network.modules() if isinstance(m, _ATTENTION)]
+        ffns: list[Any] = [m for m in network.modules() if isinstance(m, Mlp)]
+        sums.append(
+            (sum(m.qkv.out_features for m in attentions), sum(m.fc1.out_features for m in ffns))
+        )
     (attention, hidden), (attention_left, hidden_left) = sums
     share = attention_left / attention
     return {"qk": share, "v": share, "ffn": hidden_left / hidden}
@@ -258,7 +262,7 @@ def compare_pruning(
 
     add("torch-pruning", "sum of |w g|, Q, K and V together", theirs)
     for criterion in ("taylor", "abs-taylor", "random"):
-        add("evitlab", criterion, lambda name=criterion: ours(name))
+        add("evitlab", criterion, partial(ours, criterion))
     return PruningComparison(
         model=model_name(model),
         macs=whole,

@@ -263,9 +263,11 @@ def recovery_curve(records: Sequence[PruningRecord]) -> Figure:
                 raise ValueError(
                     f"records: expected accuracies and a recovery, {record.model!r} has none"
                 )
-            logs = [log for log in record.recovery.history if log.val_top1 is not None]
-            epochs = [0, *(log.epoch for log in logs)]
-            top1 = [record.pruned.top1, *(log.val_top1 for log in logs)]
+            epochs, top1 = [0], [record.pruned.top1]
+            for log in record.recovery.history:
+                if log.val_top1 is not None:
+                    epochs.append(log.epoch)
+                    top1.append(log.val_top1)
             color = PALETTE[i % len(PALETTE)]
             share = 100 * record.macs_after / record.macs_before
             label = f"{record.model}, {record.criterion}, {share:.0f} % of the MACs"

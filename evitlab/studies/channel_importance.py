@@ -8,6 +8,7 @@ alone by other criteria at the same budget, `NAME-peers` the same beside Torch-P
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from evitlab.records import (
     ChannelImportance,
     PruningComparison,
     PruningRecord,
+    Record,
     TrainingRecord,
 )
 from evitlab.studies.base import Conditions, Run, Study, Training
@@ -60,7 +62,7 @@ _SIZES = {
 def _runs(scale: str) -> tuple[Run, ...]:
     runs: list[Run] = []
     for name in MODELS if scale != "smoke" else ("deit_t",):
-        rest = {
+        rest: dict[str, Callable[..., Record]] = {
             "scores": _scores,
             "cuts": _cuts,
             **{criterion: partial(_pruned, criterion) for criterion in CRITERIA},
