@@ -96,6 +96,7 @@ class DeployedEfficientViT(nn.Module):
         self.config = model.config
         self.pretrained_cfg = dict(getattr(model, "pretrained_cfg", {}))
         self.class_names = model.class_names
+        self.channel_widths: Any = dict(getattr(model, "channel_widths", {}))
         self.num_features, self.feature_info = model.num_features, model.feature_info
         self.patch_embed = nn.Sequential(
             OrderedDict(

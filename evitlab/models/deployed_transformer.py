@@ -33,7 +33,7 @@ class DeployedTransformer(nn.Module):
         super().__init__()
         self.model: Any = copy.deepcopy(model)
         for name in ("config", "pretrained_cfg", "class_names", "num_classes", "num_features",
-                     "feature_info"):  # fmt: skip
+                     "feature_info", "channel_widths"):  # fmt: skip
             if hasattr(model, name):
                 setattr(self, name, getattr(self.model, name))
         for block in list(self.model.modules()):

@@ -5,7 +5,6 @@ Both take normalised images [batch, in_chans, H, W] of one size, with a free bat
 
 import contextlib
 import copy
-import dataclasses
 import json
 import os
 import uuid
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evitlab.models.config import EfficientViTConfig
 from evitlab.models.deploy import deploy
 from evitlab.models.efficientvit import EfficientViT
 from evitlab.models.onnx_graph import (
@@ -29,7 +27,7 @@ from evitlab.models.onnx_graph import (
     set_card,
     trace_onnx,
 )
-from evitlab.models.zoo import normalization
+from evitlab.models.zoo import config_fields, normalization
 
 TOLERANCE = 1e-4  # largest difference over the largest logit
 
@@ -128,7 +126,7 @@ def inference_form(model: nn.Module, *, onnx: bool = False) -> nn.Module:
 def model_card(model: nn.Module, img_size: tuple[int, int]) -> dict[str, Any]:
     """What a user of an exported file must know, as plain values."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    config: Any = getattr(model, "config", None)
+    pruned: Any = getattr(model, "channel_widths", {})
     mean, std = normalization(model)
     try:
         release = version("evitlab")
@@ -136,7 +134,8 @@ def model_card(model: nn.Module, img_size: tuple[int, int]) -> dict[str, Any]:
         release = "unknown"
     return {
         "architecture": cfg.get("architecture", type(model).__name__),
-        "config": dataclasses.asdict(config) if isinstance(config, EfficientViTConfig) else {},
+        "config": config_fields(model),
+        **({"channel_widths": pruned} if pruned else {}),
         "img_size": img_size,
         "class_names": tuple(getattr(model, "class_names", ())),
         "mean": mean,
