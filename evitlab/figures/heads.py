@@ -84,7 +84,7 @@ def fig4_head_similarity(
                         marker="o", ms=3, mfc="white", alpha=0.75, gid="paper",
                     )  # fmt: skip
         _finish_rows(panels, "Attention block")
-        splits = dict.fromkeys(run.split_heads for run in runs)
+        splits = sorted({run.split_heads for run in runs})
         handles = [Line2D([], [], color=_SPLITS[s][1], lw=4, label=_SPLITS[s][0]) for s in splits]
         figure.legend(
             handles=[*handles, *_styles(published)], loc="outside upper center",
