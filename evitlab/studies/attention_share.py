@@ -78,7 +78,7 @@ def training(scale: str) -> Training:
     changes = {"batch_size": 32, "lr": 1e-3}  # more steps out of a short run
     if scale == "quick":
         return Training("", epochs=1, limit=2000, val_limit=1000, changes=changes)
-    return Training("", epochs=2, limit=20_000, changes=changes)
+    return Training("", epochs=2, limit=15_000, changes=changes)
 
 
 def _train(
