@@ -402,6 +402,20 @@ def test_image_outside_the_classes_of_a_split_is_named(tmp_path: Path) -> None:
         open_dataset(root, "train")
 
 
+def test_photographs_without_class_folders_open_as_one_class(tmp_path: Path) -> None:
+    root = tmp_path / "holidays"
+    root.mkdir()
+    for i in range(3):
+        (root / f"{i}.png").write_bytes(numbered(i))
+    data = open_dataset(root, "all")
+    assert isinstance(data, Dataset)
+    assert (data.class_names, data.labels.tolist()) == (("holidays",), [0, 0, 0])
+    assert reds(data.images) == [0, 1, 2]
+    for split in ("train", "val"):
+        with pytest.raises(ValueError, match="outside a class folder"):
+            open_dataset(root, split)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("below", ["", "train/"])
 def test_hidden_folders_are_no_classes(tmp_path: Path, packed: bool, below: str) -> None:

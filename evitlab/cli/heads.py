@@ -25,7 +25,7 @@ def add(command: AddCommand) -> None:
                        help="a folder of photographs of any size, or a named data set")
     heads.add_argument("--weights", metavar="hub|PATH", help="of a MODEL (default: random)")
     heads.add_argument("--split", metavar="NAME",
-                       help="of the data set (default: val; of a folder without splits: all)")
+                       help="of the data set (default: val; of a folder: all of it)")
     heads.add_argument("--limit", type=int, default=128, metavar="N",
                        help="images at most (default: %(default)s)")
     heads.add_argument("--img-size", type=int, metavar="N",
@@ -83,12 +83,7 @@ def _images(args: argparse.Namespace, side: int):  # type: ignore[no-untyped-def
     from evitlab.datasets import open_dataset
 
     split = args.split or ("all" if Path(args.images).exists() else "val")
-    try:
-        return open_dataset(args.images, split, img_size=side, limit=args.limit)
-    except ValueError:
-        if args.split or split == "val":
-            raise
-        return open_dataset(args.images, "val", img_size=side, limit=args.limit)  # it has splits
+    return open_dataset(args.images, split, img_size=side, limit=args.limit)
 
 
 def table(records: list[HeadSimilarity]) -> pd.DataFrame:

@@ -3,7 +3,8 @@
 Layouts: `root/<class>/<file>`, or `root/<split>/<class>/<file>` with splits named as in
 `sources.SPLITS`. Classes are numbered in the order of their sorted names. Without split folders,
 a fixed fifth of each class is held out, see `sources.split_unsplit`. With them, folders beside
-them (unlabelled images, say) are ignored. Hidden files and folders always are.
+them (unlabelled images, say) are ignored. Hidden files and folders always are. Files without any
+folder open as "all" only, as one class.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ def _open_listing(
     if not files:
         raise ValueError(f"{root}: no images found; accepted are {', '.join(IMAGE_SUFFIXES)}")
     parts = [PurePosixPath(name).parts for name in files]
+    if split == "all" and all(len(part) == 1 for part in parts):  # photographs: one class
+        return Source(root.name, "all", np.zeros(len(files), np.int64), (root.name,), reader(files))
     splits = sorted({part[0] for part in parts if len(part) > 2 and canonical_split(part[0])})
     if splits:  # folders beside them are no classes; a split without classes has no labels
         files = [

@@ -41,7 +41,8 @@ def open_dataset(
             folder, of a tar of one, of a parquet file or of a folder of those.
         split: "train", "val" or "test". A set with only one of val and test answers both with it.
             A path without splits gives a fixed 80 % for "train" and the rest for both others, by
-            class; there, "all" is everything.
+            class; there, "all" is everything, also where images lie in the folder itself, which
+            then is their one class.
         img_size: size to bring the images to, an int or (height, width). None keeps the size of
             the files, which must then all have the same; "embedded" is drawn at 32.
         limit: images at most, chosen with the classes in proportion.
