@@ -191,7 +191,7 @@ def channel_cuts(record: ChannelCuts) -> Figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
         scores = np.array([cut.score for cut in record.cuts])
         changes = np.abs([cut.loss_change for cut in record.cuts])
-        floor = 1e-7
+        floor = changes[changes > 0].min(initial=1e-3)  # where a cut changed nothing at all
         for component in dict.fromkeys(cut.component for cut in record.cuts):
             for fell in (False, True):
                 chosen = [

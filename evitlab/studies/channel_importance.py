@@ -1,8 +1,9 @@
 """Fig. 5: DeiT-T and Swin-T, trained, scored, pruned by their Taylor scores and trained again.
 
 For each model NAME: `NAME` is the baseline, `NAME-scores` its channels' scores, `NAME-cuts` what
-the scores mean, `NAME-taylor` the pruned model with its recovery, `NAME-random` and others the cut
-alone by other criteria at the same budget, `NAME-peers` the same beside Torch-Pruning.
+the scores mean, `NAME-taylor` the pruned model with its recovery, `NAME-deep` one that is cut much
+further, `NAME-random` and others the cut alone by other criteria at the same budget, `NAME-peers`
+the same beside Torch-Pruning.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from evitlab.records import (
 )
 from evitlab.studies.base import Conditions, Run, Study, Training
 
-MACS = 0.7  # share of the multiply-accumulates that is left
+MACS, DEEP = 0.7, 0.4  # shares of the multiply-accumulates that are left
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "swin_t": ("swin_t_p2", {"embed_dim": 24}),
     "deit_t": ("deit_t_p4", {"embed_dim": 48}),
@@ -65,7 +66,8 @@ def _runs(scale: str) -> tuple[Run, ...]:
         rest: dict[str, Callable[..., Record]] = {
             "scores": _scores,
             "cuts": _cuts,
-            **{criterion: partial(_pruned, criterion) for criterion in CRITERIA},
+            **{criterion: partial(_pruned, criterion, MACS) for criterion in CRITERIA},
+            "deep": partial(_pruned, "taylor", DEEP),
             "peers": _peers,
         }
         runs.append(Run(name, partial(_baseline, name, scale)))
@@ -121,7 +123,7 @@ def _cuts(name: str, scale: str, folder: Path, conditions: Conditions) -> Channe
 
 
 def _pruned(
-    criterion: str, name: str, scale: str, folder: Path, conditions: Conditions
+    criterion: str, macs: float, name: str, scale: str, folder: Path, conditions: Conditions
 ) -> PruningRecord:
     todo, size = recovery(name, scale), _SIZES[scale]
     train_data, val_data = todo.data(conditions)
@@ -130,7 +132,7 @@ def _pruned(
             load_model(folder.parent / name),
             train_data,
             val_data,
-            macs=MACS,
+            macs=macs,
             out_dir=folder,
             recipe=todo.recipe if criterion == "taylor" else None,
             criterion=criterion,
