@@ -176,7 +176,10 @@ def test_it_only_infers() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Linear(2, 2), "model: expected an EfficientViT, or a ViT, DeiT or Swin of timm, got Linear"),
+        (
+            nn.Linear(2, 2),
+            "model: expected an EfficientViT, or a ViT, DeiT or Swin of timm, got Linear",
+        ),
         (evitlab.create_model("efficientvit_m0"), "model: expected evaluation mode"),
         (
             evitlab.create_model("efficientvit_m0", norm="layer").eval(),

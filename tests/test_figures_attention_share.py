@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from timed_records import CARD
@@ -18,7 +19,9 @@ from evitlab.records import (
 )
 
 
-def run(line: str, share: float, top1: float, *, speedup: float = 1.25, dataset: str = "CIFAR-10"):
+def run(
+    line: str, share: float, top1: float, *, speedup: float = 1.25, dataset: str = "CIFAR-10"
+) -> AttentionShareRun:
     """A point as `evitlab study attention-share` records it."""
     card = dataclasses.replace(CARD, dataset=dataset, scale="lab", seed=0)
     width = WidthSpeed(24, 10**6, 500.0, speedup, speedup - 0.1, speedup + 0.1)
@@ -38,7 +41,7 @@ def run(line: str, share: float, top1: float, *, speedup: float = 1.25, dataset:
 POINTS = {0.0: 30.0, 0.2: 42.0, 0.4: 44.0, 1.0: 28.0}
 
 
-def drawn(runs):
+def drawn(runs: list[AttentionShareRun]) -> dict[str, Any]:
     figure = figures.fig3_attention_share(paper.load("fig3"), runs)
     figure.canvas.draw()
     return {axes.get_title(loc="left"): axes for axes in figure.axes}

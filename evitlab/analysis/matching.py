@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from evitlab.analysis.comparison import interleave
 from evitlab.analysis.conditions import cpu_threads, fused_attention
-from evitlab.models.baselines import BASELINES
+from evitlab.models.baselines import BASELINES, BaselineConfig
 from evitlab.models.cost import count_macs
 from evitlab.models.zoo import create_model, native_img_size
 from evitlab.records import ThroughputMatch, WidthSpeed, environment_card, quartiles
@@ -99,7 +99,7 @@ def match_throughput(
             unfused.enter_context(fused_attention(model, False))
             return _call(model, images)
 
-        config = build().config
+        config: BaselineConfig = create_model(baseline, img_size=side, **overrides).config
         step = config.num_heads[0]  # all heads alike
         changes = {"attention_share": attention_share, "split_heads": split_heads}
         original = call()

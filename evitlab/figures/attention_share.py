@@ -63,7 +63,7 @@ def fig3_attention_share(published: pd.DataFrame, runs: Sequence[AttentionShareR
                 axes.set_xticks([0, 20, 40, 50, 60, 80, 100])
         for axes in grid[:, 0]:
             axes.set_ylabel("Top-1 (%)")
-        handles = [
+        handles: list[Line2D | Patch] = [
             Line2D([], [], color=color, marker=marker, ms=5, label=f"{speed[:-1]} × as fast")
             for speed, (color, marker) in _LOOKS.items()
             if f"{_FAMILIES[0]}-{speed}" in set(published["model"])
