@@ -55,7 +55,10 @@ def fig5_channels(records: Sequence[PruningRecord], *, published: bool = True) -
                 _draw_widths(axes, record, component)
                 if published:
                     _draw_published(axes, record, component)
-            row[0].set_ylabel(f"{record.model}\nChannels / input channels")
+            share = 100 * record.macs_after / record.macs_before
+            row[0].set_ylabel(
+                f"{record.model}, {share:.0f} % of MACs\nChannels / input channels", fontsize=8
+            )
         for axes in panels[-1]:
             axes.set_xlabel("Block" if axes.patches else "")
         handles = {
