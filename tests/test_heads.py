@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evitlab import head_similarity
+from evitlab import head_similarity, load_model, save_weights
 from evitlab.analysis.capture import capture_attention
 from evitlab.analysis.heads import _alike
 from evitlab.datasets import Dataset, open_dataset
@@ -266,6 +266,17 @@ def test_record_goes_through_json(tmp_path: Path) -> None:
     assert HeadSimilarity.load(record.save(tmp_path / "heads.json")) == record
     assert len(record.to_frame()) == 6 and len(record.pairs()) == 18
     assert set(record.to_frame()["nearest"]) <= {1, 2, 3}
+
+
+def test_split_heads_come_back_from_their_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("swin_t_p2", img_size=32, num_classes=5, embed_dim=12, split_heads=True)
+    again = load_model(save_weights(model, tmp_path / "split.safetensors"))
+    for a, b in zip(
+        head_similarity(model, images(32)).blocks, head_similarity(again, images(32)).blocks,
+        strict=True,
+    ):  # fmt: skip
+        assert a.num_heads in (3, 6, 12, 24) and a == b
 
 
 def test_a_record_of_wrong_shape_is_refused() -> None:

@@ -318,7 +318,9 @@ def narrow(model: nn.Module, widths: Mapping[str, Mapping[str, int]]) -> None:
     Raises:
         ValueError: as `cut_channels`.
     """
-    layers = {layer.name: layer for layer in channel_layers(model)} if widths else {}
+    if not widths:  # also of models that cannot be cut
+        return
+    layers = {layer.name: layer for layer in channel_layers(model)}
     keep: dict[str, dict[str, Tensor]] = {}
     for name, counts in widths.items():
         if name not in layers:
