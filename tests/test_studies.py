@@ -29,12 +29,18 @@ WORKER = """
     asked = json.loads(sys.argv[1])
     folder, name = pathlib.Path(asked["folder"]), asked["run"]
     began = time.monotonic()
-    print("work:  40%|####      |", end="", flush=True)
+    print("work:  40%|####      |", end="\\r", flush=True)
     if name.startswith("slow"):
         time.sleep(60)
     if name.startswith("broken"):
         sys.exit("no good")
-    time.sleep(0.2)
+    if name.startswith("pair"):  # waits until the other one runs too
+        (folder / "began").touch()
+        limit = time.monotonic() + 60
+        while len(list(folder.parent.glob("pair*/began"))) < 2 and time.monotonic() < limit:
+            time.sleep(0.01)
+        assert time.monotonic() < limit, "it ran alone"
+    time.sleep(0.1)
     target = pathlib.Path(asked["record"])
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(pathlib.Path(sys.argv[0]).with_name("record.json").read_text())
@@ -85,10 +91,10 @@ def test_runs_once_each(study: Any, tmp_path: Path) -> None:
 
 
 def test_several_at_once_but_a_measurement_alone(study: Any, tmp_path: Path) -> None:
-    study(Run("a", never), Run("b", never), Run("m", never, alone=True), Run("c", never))
-    demo(tmp_path, jobs=2)
-    a, b, m, c = (times(tmp_path, run) for run in "abmc")
-    assert max(a[0], b[0]) < min(a[1], b[1]), "a and b did not run at once"
+    pair = Run("pair a", never), Run("pair b", never)
+    study(*pair, Run("m", never, alone=True), Run("c", never))
+    assert demo(tmp_path, jobs=2).finished, "the pair did not run at once"
+    a, b, m, c = (times(tmp_path, run) for run in ("pair a", "pair b", "m", "c"))
     assert max(a[1], b[1]) < m[0] and m[1] < c[0], "the measurement shared the machine"
 
 
@@ -103,7 +109,7 @@ def test_time_limit(study: Any, tmp_path: Path) -> None:
     study(Run("a", never), Run("slow", never))
     began = time.monotonic()
     report = demo(tmp_path, jobs=1, time_limit=3 / 60)
-    assert time.monotonic() - began < 20, "it did not stop"
+    assert time.monotonic() - began < 45, "it did not stop"
     assert set(report.records) == {"a"} and report.waiting == ("slow",) and not report.failed
 
 
@@ -161,8 +167,8 @@ def test_every_study_declares_runs_that_can_be_carried_out(name: str, scale: str
         known.add(run.name)
 
 
-def test_attention_share_smoke_end_to_end_killed_and_resumed(tmp_path: Path) -> None:
-    """The real thing: two widths and two trainings; killed after the first record."""
+def test_attention_share_smoke_end_to_end_stopped_and_resumed(tmp_path: Path) -> None:
+    """The real thing: two widths and two trainings; terminated after the first record."""
     command = [
         *(sys.executable, "-m", "evitlab", "study", "attention-share", "--scale", "smoke"),
         *("--data", "embedded", "--jobs", "1", "--device", "cpu", "--out", str(tmp_path)),
@@ -172,7 +178,7 @@ def test_attention_share_smoke_end_to_end_killed_and_resumed(tmp_path: Path) -> 
         limit = time.monotonic() + 300
         while not list(folder.glob("*.json")) and time.monotonic() < limit:
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
     assert process.returncode == 130
     first = {file: file.stat().st_mtime_ns for file in folder.glob("*.json")}
     assert 1 <= len(first) < 4

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -59,7 +62,7 @@ class _Child:
         return int(shares[-1]) / 100 if shares else 0.0
 
     def last_line(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = re.split(r"[\r\n]", self.log.read_text(encoding="utf-8", errors="replace"))
         return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
@@ -116,7 +119,7 @@ def carry_out(
         )
         live.append(_Child(run, process, folder / "log.txt", output))
 
-    with tqdm(
+    with _terminated_as_interrupted(), tqdm(
         total=len(chosen), desc=study.name, bar_format=_BAR, initial=len(chosen) - len(waiting)
     ) as bar:  # fmt: skip
         try:
@@ -169,6 +172,19 @@ def _next(
         if all(name in records for name in run.after):
             return run
     return None
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, as a cluster or `kill` sends it, ends the runs too, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(children: Sequence[_Child]) -> None:
