@@ -122,7 +122,8 @@ def _caption(ours: pd.DataFrame, environment: Environment) -> str:
     seeds = int(ours.groupby(["line", "attention_share"]).size().max())
     return (
         "Numbers at the points: channels of the (first) stage. Bars: 95 % interval of the "
-        f"validation images. Cross: more than a tenth off its line's speed. {first.train_images:,} "
-        f"images × {first.epochs} epochs, {seeds} seed{'s' * (seeds > 1)}.\n"
+        "validation images. Cross: more than a tenth off its line's speed.\n"
+        f"{first.train_images:,} training images × {first.epochs} epochs, {seeds} "
+        f"seed{'s' * (seeds > 1)}.\n"
         f"{environment_line(environment)}"
     )
