@@ -40,7 +40,9 @@ def add(command: AddCommand) -> None:
                        help="of training afterwards (default: none)")  # fmt: skip
     prune.add_argument("--recipe", default="cifar", metavar="NAME",
                        help="of that training (default: %(default)s)")  # fmt: skip
-    prune.add_argument("--lr", type=float, metavar="X", help="its peak learning rate")
+    prune.add_argument("--lr", type=float, default=5e-4, metavar="X",
+                       help="its peak learning rate: lower than what the model was trained with, "
+                       "or that is undone (default: %(default)s)")  # fmt: skip
     prune.add_argument("--batch-size", type=int, metavar="N", help="its images per step")
     prune.add_argument("--limit", type=int, metavar="N", help="training images at most")
     prune.add_argument("--val-limit", type=int, metavar="N", help="validation images at most")
@@ -113,9 +115,8 @@ def _recipe(args: argparse.Namespace) -> Any:
     changes: dict[str, Any] = {
         "epochs": args.epochs, "cooldown_epochs": 0, "seed": args.seed, "validate_every": 1,
         "warmup_epochs": min(0.25, RECIPES[args.recipe].warmup_epochs),
+        "lr": args.lr, "lr_batch": None,
     }  # fmt: skip
-    if args.lr is not None:
-        changes |= {"lr": args.lr, "lr_batch": None}
     if args.batch_size is not None:
         changes["batch_size"] = args.batch_size
     return dataclasses.replace(RECIPES[args.recipe], **changes)
