@@ -87,7 +87,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Training:
-    """One model to train from scratch, or from `weights`.
+    """One model to train from scratch.
 
     Attributes:
         model: a name of `list_models()`.

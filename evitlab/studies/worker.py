@@ -28,7 +28,7 @@ def main(request: str) -> int:
         traceback.print_exc()
         print(f"{type(error).__name__}: {' '.join(str(error).split())}")
         return 1
-    print(f"\nfinished: {record}" if isinstance(record, str) else "\nfinished")
+    print("\nfinished")
     return 0
 
 
