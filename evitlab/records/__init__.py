@@ -56,6 +56,7 @@ from evitlab.records.speed import (
 from evitlab.records.structure import BlockNode, BlockTrace
 from evitlab.records.studies import AttentionShareRun
 from evitlab.records.training import Accuracy, EpochLog, TrainingRecord
+from evitlab.records.view import OVERLAYS, AttentionView
 
 __all__ = [
     "CATEGORIES",
@@ -63,6 +64,7 @@ __all__ = [
     "CRITERIA",
     "CURVE",
     "MEMORY_BOUND",
+    "OVERLAYS",
     "PARTS",
     "SCALES",
     "WIDTHS",
@@ -70,6 +72,7 @@ __all__ = [
     "AnalysisCost",
     "AnalysisCostRow",
     "AttentionShareRun",
+    "AttentionView",
     "BlockHeads",
     "BlockNode",
     "BlockTrace",
