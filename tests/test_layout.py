@@ -96,10 +96,10 @@ def test_figures_do_not_compute() -> None:
 
 
 def test_only_capture_hooks_into_a_model() -> None:
-    """Its context manager takes every hook off again; `structure` hooks into a copy of its own,
-    and `parts` into no module: torch's global hooks, also gone with its context manager."""
+    """Its context manager, and `probe`'s, take every hook off again; `structure` hooks into a copy
+    of its own, and `parts` into no module: torch's global hooks, also gone with its manager."""
     for path in (ROOT / "evitlab" / "analysis").rglob("*.py"):
-        if path.name not in ("capture.py", "structure.py", "parts.py"):
+        if path.name not in ("capture.py", "probe.py", "structure.py", "parts.py"):
             hooks = re.findall(r"\bregister_\w*hook\w*\(", path.read_text(encoding="utf-8"))
             assert not hooks, f"{path.name}: {hooks[0]}"
 

@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from evitlab.analysis.conditions import fused_attention
+from evitlab.analysis.layout import TokenLayout, global_layout
 from evitlab.models.deployed_layers import DeployedAttention
-from evitlab.models.efficientvit import CascadedGroupAttention
+from evitlab.models.efficientvit import CascadedGroupAttention, LocalWindowAttention
 
 # The modules in which attention happens, and over what: "global" is all tokens of an image.
 ATTENTIONS: dict[type[nn.Module], str] = {
@@ -83,6 +84,8 @@ class AttentionMaps(NamedTuple):
     keys: Tensor  # [G, h, M, d]
     values: Tensor  # [G, h, M, v]
     outputs: Tensor  # [G, h, N, v], the heads' outputs: maps @ values, unless dropout is on
+    layout: TokenLayout | None  # where the keys stand on the image; None: not known
+    query_layout: TokenLayout | None  # the same, but where LeViT downsamples
 
     @property
     def num_heads(self) -> int:
@@ -93,9 +96,28 @@ class AttentionMaps(NamedTuple):
         return self.maps.unflatten(0, (-1, self.windows))
 
 
+class HeadOutputs(NamedTuple):
+    """What some heads of a block have just computed, before anything else reads it.
+
+    EfficientViT's heads come one by one: each one's output enters the next. Others come at once.
+    """
+
+    block: int  # counted from 1
+    name: str  # dotted path of the attention module
+    heads: range  # k of them, counted from 1
+    windows: int  # w, of each image
+    values: Tensor  # [G, k, N, v]
+
+
+Edit = Callable[[HeadOutputs], Tensor]
+
+
 @contextmanager
 def capture_attention(
-    model: nn.Module, *, each: Callable[[AttentionMaps], None] | None = None
+    model: nn.Module,
+    *,
+    each: Callable[[AttentionMaps], None] | None = None,
+    edit: Edit | None = None,
 ) -> Iterator[list[AttentionMaps]]:
     """Watch the attention of every forward pass that runs inside.
 
@@ -106,6 +128,8 @@ def capture_attention(
             also when a forward pass raises: hooks, fused-attention flags, modes.
         each: called with every block as soon as it has run, and nothing is kept: for passes over
             many images. None fills the list.
+        edit: called with the heads' outputs as they are computed; the model goes on with what it
+            returns, of the same shape.
 
     Yields:
         The blocks of the latest forward pass, in order; the next pass empties the list first. It
@@ -118,10 +142,12 @@ def capture_attention(
     Pitfall: attention that pools all tokens into one at the end of some ViTs is not a block.
     """
     attentions = attention_modules(model)
-    recorder = _Recorder(model, attentions, each)
+    recorder = _Recorder(model, attentions, each, edit)
     with ExitStack() as stack:
         stack.enter_context(fused_attention(model, False))
         stack.callback(model.register_forward_pre_hook(recorder.begin).remove)
+        for owner in recorder.owners.values():
+            stack.callback(owner.register_forward_pre_hook(recorder.measure).remove)
         for child in model.children():
             hook = child.register_forward_pre_hook(recorder.count_images, with_kwargs=True)
             stack.callback(hook.remove)
@@ -182,18 +208,33 @@ class _Recorder(TorchFunctionMode):
         model: nn.Module,
         attentions: Mapping[nn.Module, tuple[str, str]],
         each: Callable[[AttentionMaps], None] | None,
+        edit: Edit | None,
     ) -> None:
         super().__init__()
         self.blocks: list[AttentionMaps] = []
+        # What cuts the feature map into windows: the attention module's parent, or itself.
+        self.owners = {
+            module: module
+            if isinstance(module, DeployedAttention)
+            else model.get_submodule(name.rpartition(".")[0])
+            for module, (name, kind) in attentions.items()
+            if kind != "global"
+        }
         self._attentions = attentions
         self._each = each
+        self._edit = edit
+        self._prefix = getattr(model, "num_prefix_tokens", None)
         self._images = 0
+        self._img_size: tuple[int, ...] = ()
+        self._maps: dict[nn.Module, tuple[int, ...]] = {}  # owner -> feature map [B, …]
         self._seen: list[nn.Module] = []
         self._running: _Scope | None = None
 
-    def begin(self, _model: nn.Module, _inputs: object) -> None:
+    def begin(self, _model: nn.Module, inputs: object) -> None:
         """A new forward pass."""
         self.stop()
+        given = inputs[0] if isinstance(inputs, tuple) and inputs else None
+        self._img_size = tuple(given.shape[2:]) if isinstance(given, Tensor) else ()
         self._seen.clear()
         self.blocks.clear()
 
@@ -204,6 +245,10 @@ class _Recorder(TorchFunctionMode):
         given = next((x for x in (*inputs, *options.values()) if isinstance(x, Tensor)), None)
         if given is not None and given.ndim > 1:
             self._images = len(given)
+
+    def measure(self, owner: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """The feature map that is about to be cut into windows."""
+        self._maps[owner] = tuple(inputs[0].shape)
 
     def enter(self, module: nn.Module, _inputs: object) -> None:
         if module in self._seen:  # a part of the model was called without the model itself
@@ -229,12 +274,43 @@ class _Recorder(TorchFunctionMode):
         maps, q, k, v, out = (_joined(parts) for parts in zip(*scope.heads, strict=True))
         self._seen.append(module)
         windows = len(maps) // self._images
-        block = AttentionMaps(len(self._seen), name, kind, windows, maps, q, k, v, out)
+        keys, queries = (self._layout(module, maps.shape[-i]) for i in (1, 2))
+        block = AttentionMaps(
+            len(self._seen), name, kind, windows, maps, q, k, v, out, keys, queries
+        )
         del scope
         if self._each is None:
             self.blocks.append(block)
         else:
             self._each(block)
+
+    def _layout(self, module: nn.Module, tokens: int) -> TokenLayout | None:
+        """Where so many tokens stand, of an image or of each window."""
+        if module not in self.owners:
+            return global_layout(tokens, self._img_size, self._prefix)
+        owner = self.owners[module]
+        if len(shape := self._maps.get(owner, ())) != 4:
+            return None
+        first = isinstance(owner, (LocalWindowAttention, efficientvit_msra.LocalWindowAttention))
+        grid = shape[2:] if first else shape[1:3]
+        window = getattr(owner, "window", None) or getattr(owner, "window_size", None)
+        if not isinstance(window, tuple):  # of a square one only the largest side is known
+            window = (round(tokens**0.5),) * 2
+        shift = getattr(owner, "shift_size", (0, 0))
+        layout = TokenLayout((grid[0], grid[1]), window, tuple(shift))
+        return layout if layout.index.shape[1] == tokens else None
+
+    def _edited(self, edit: Edit, module: nn.Module, output: Tensor, first: int) -> Tensor:
+        """Heads' output, [G, k, N, v] or one head's [G, N, v], as the caller wants it."""
+        values = output if output.ndim == 4 else output[:, None]
+        heads = range(first, first + values.shape[1])
+        name, _ = self._attentions[module]
+        windows = len(values) // self._images
+        given = edit(HeadOutputs(len(self._seen) + 1, name, heads, windows, values))
+        if given.shape != values.shape:
+            expected, got = list(values.shape), list(given.shape)
+            raise ValueError(f"edit: expected heads' outputs {expected} from it, got {got}")
+        return given if output.ndim == 4 else given[:, 0]
 
     def __torch_function__(
         self, func: Any, types: object, args: tuple[Any, ...] = (),
@@ -255,8 +331,12 @@ class _Recorder(TorchFunctionMode):
             else:
                 assert scope.factors is not None and scope.dropped is not None
                 values, output = second, result
-                if second.data_ptr() == scope.dropped.data_ptr():  # V A^T
+                transposed = second.data_ptr() == scope.dropped.data_ptr()  # V A^T
+                if transposed:
                     values, output = first.transpose(-2, -1), result.transpose(-2, -1)
+                if self._edit is not None:
+                    output = self._edited(self._edit, scope.module, output, len(scope.heads) + 1)
+                    result = output.transpose(-2, -1) if transposed else output
                 scope.heads.append((scope.map, *scope.factors, values, output))
                 scope.map = scope.dropped = scope.factors = None
         return result
