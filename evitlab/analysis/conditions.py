@@ -63,3 +63,34 @@ def fused_attention(model: nn.Module, enable: bool | None) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(False)
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+@contextmanager
+def in_eval_mode(
+    model: nn.Module, place: torch.device | None = None, home: torch.device | None = None
+) -> Iterator[None]:
+    """The model in evaluation mode, and on another device where it is asked to go from its home to
+    one; all comes back, also after an error.
+
+    timm's LeViT, TinyViT and EfficientViT keep bias tables that they looked up, and drop them in
+    `train()`, which is not how modes come back one by one: they get their own ones back too.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    key = "attention_bias_cache"
+    caches = [
+        (vars(module), vars(module)[key]) for module in model.modules() if key in vars(module)
+    ]
+    try:
+        if place != home:
+            model.to(place)
+        model.eval()
+        for attributes, _ in caches:
+            attributes[key] = {}
+        yield
+    finally:
+        if place != home:
+            model.to(home)
+        for module, was_training in modes:
+            module.training = was_training
+        for attributes, cache in caches:
+            attributes[key] = cache

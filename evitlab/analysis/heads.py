@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,13 +14,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from evitlab.analysis.capture import AttentionMaps, capture_attention
+from evitlab.analysis.conditions import in_eval_mode
 from evitlab.datasets import AnyDataset, Dataset, StreamingDataset
 from evitlab.models.zoo import normalization
 from evitlab.records import BlockHeads, HeadSimilarity, environment_card
 from evitlab.training.augment import normalize
 from evitlab.training.evaluation import checked_device
 
-_MASKED = 1e-30  # a weight up to this is a masked key's, also where the mask is Swin's -100
+MASKED = 1e-30  # a weight up to this is a masked key's, also where the mask is Swin's -100
 Images = AnyDataset | Tensor | Iterable[Any]
 
 
@@ -76,7 +76,7 @@ def head_similarity(
         total = sums.setdefault(block.block, _Sums(block))
         total.add(block.windows, _alike(block.maps, per))
 
-    with _in_eval_mode(model, place, home), capture_attention(model, each=each):
+    with in_eval_mode(model, place, home), capture_attention(model, each=each):
         for batch in _batches(model, images, batch_size):
             model(batch.to(place))
             count, like = count + len(batch), batch
@@ -99,6 +99,19 @@ def head_similarity(
             dataset=getattr(images, "title", None),
         ),
     )
+
+
+def compare_heads(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """How alike the heads of one captured block are on these images, and how sharp.
+
+    Args:
+        maps: [G, h, N, M], as `AttentionMaps.maps`.
+
+    Returns:
+        Cosine similarity of whole maps, [h, h], and entropy, [h], 1 = uniform; means over G.
+    """
+    matrices, entropy = _alike(maps, "map")
+    return matrices[0].mean(0), entropy.mean(0)
 
 
 class _Alike(NamedTuple):
@@ -151,9 +164,9 @@ def _uniform(maps: Tensor) -> Tensor:
 
     Shifted windows and padding mask keys, for all heads the same ones.
     """
-    if maps.amin() > _MASKED:
+    if maps.amin() > MASKED:
         return maps.new_full((1, 1, 1, 1), 1 / maps.shape[-1])
-    seen = maps.amax(1, keepdim=True) > _MASKED
+    seen = maps.amax(1, keepdim=True) > MASKED
     return seen / seen.sum(-1, keepdim=True)
 
 
@@ -239,31 +252,4 @@ def _batches(model: nn.Module, images: Images, batch_size: int) -> Iterator[Tens
         yield (pixels if pixels.is_floating_point() else normalize(pixels, mean, std)).to(dtype)
 
 
-@contextmanager
-def _in_eval_mode(
-    model: nn.Module, place: torch.device, home: torch.device
-) -> Iterator[None]:
-    """The model in evaluation mode on a device; both come back, also after an error.
-
-    timm's LeViT, TinyViT and EfficientViT keep bias tables that they looked up, and drop them in
-    `train()`, which is not how modes come back one by one: they get their own ones back too.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    key = "attention_bias_cache"
-    caches = [
-        (vars(module), vars(module)[key]) for module in model.modules() if key in vars(module)
-    ]
-    try:
-        if place != home:
-            model.to(place)
-        model.eval()
-        for attributes, _ in caches:
-            attributes[key] = {}
-        yield
-    finally:
-        if place != home:
-            model.to(home)
-        for module, was_training in modes:
-            module.training = was_training
-        for attributes, cache in caches:
-            attributes[key] = cache
+_in_eval_mode = in_eval_mode
