@@ -3,14 +3,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from evitlab.analysis.attribution import attribute, completeness_error
+from evitlab.analysis.attribution_picture import picture_attributions
 from evitlab.analysis.capture import capture_attention
 from evitlab.analysis.channels import channel_importance
 from evitlab.analysis.cuts import measure_cuts
+from evitlab.analysis.faithfulness import deletion_insertion
 from evitlab.analysis.heads import head_similarity
 from evitlab.analysis.matching import match_throughput
 from evitlab.analysis.operators import profile_operators
 from evitlab.analysis.pruning import PruneResult, prune
 from evitlab.analysis.recovery import prune_and_recover
+from evitlab.analysis.rollout import attention_rollout
 from evitlab.analysis.roofline import measure_roofline
 from evitlab.analysis.structure import trace_block
 from evitlab.analysis.throughput import measure_throughput
@@ -23,8 +27,10 @@ from evitlab.models.weights import LoadReport, load_weights
 from evitlab.models.zoo import create_model, list_models, load_model
 from evitlab.records import (
     Accuracy,
+    AttributionPicture,
     ChannelImportance,
     DeployRatios,
+    FaithfulnessCurves,
     HeadSimilarity,
     OperatorProfile,
     PruningRecord,
@@ -50,10 +56,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Accuracy",
+    "AttributionPicture",
     "Augment",
     "ChannelImportance",
     "Dataset",
     "DeployRatios",
+    "FaithfulnessCurves",
     "Finding",
     "HeadSimilarity",
     "LoadReport",
@@ -70,13 +78,17 @@ __all__ = [
     "ThroughputRecord",
     "ThroughputSweep",
     "TrainingRecord",
+    "attention_rollout",
+    "attribute",
     "capture_attention",
     "channel_importance",
+    "completeness_error",
     "conclude",
     "count_macs",
     "count_params",
     "create_model",
     "default_dataset_name",
+    "deletion_insertion",
     "deploy",
     "environment_card",
     "evaluate",
@@ -94,6 +106,7 @@ __all__ = [
     "open_dataset",
     "paper",
     "photograph",
+    "picture_attributions",
     "profile_operators",
     "prune",
     "prune_and_recover",

@@ -5,6 +5,11 @@ fit them is refused when it is saved and when it is loaded, in one line that nam
 """
 
 from evitlab.records.analysis_cost import AnalysisCost, AnalysisCostRow
+from evitlab.records.attribution import (
+    AttributionPicture,
+    FaithfulnessCurve,
+    FaithfulnessCurves,
+)
 from evitlab.records.base import Record, write_atomically
 from evitlab.records.capture import CaptureRow, CaptureSweep
 from evitlab.records.channels import (
@@ -73,6 +78,7 @@ __all__ = [
     "AnalysisCostRow",
     "AttentionShareRun",
     "AttentionView",
+    "AttributionPicture",
     "BlockHeads",
     "BlockNode",
     "BlockTrace",
@@ -87,6 +93,8 @@ __all__ = [
     "DeployRatios",
     "Environment",
     "EpochLog",
+    "FaithfulnessCurve",
+    "FaithfulnessCurves",
     "HeadSimilarities",
     "HeadSimilarity",
     "HeadSimilarityRun",

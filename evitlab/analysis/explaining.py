@@ -1,0 +1,184 @@
+"""What every explanation of a prediction starts from: images, a class of each, and a baseline.
+
+Shape legend: B images, n images of one pass, K classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from evitlab.analysis.heads import _in_eval_mode
+from evitlab.models.zoo import normalization
+from evitlab.training.augment import normalize
+
+Quantity = Literal["logit", "probability"]
+BaselineName = Literal["mean", "black", "blurred"]
+Baseline: TypeAlias = BaselineName | Tensor
+Targets: TypeAlias = int | Sequence[int] | Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """A model with the images and classes whose predictions are to be explained."""
+
+    model: nn.Module
+    images: Tensor  # [B, 3, H, W], as the model takes them
+    targets: Tensor  # int64 [B], the class of each image
+    quantity: Quantity
+    batch_size: int  # images per pass
+    bar: tqdm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The explained quantity of all classes, [n, K]."""
+        logits = self.model(x)
+        self.bar.update(len(x))
+        return logits if self.quantity == "logit" else logits.softmax(1)
+
+    @torch.no_grad()
+    def scores(self, x: Tensor, targets: Tensor) -> Tensor:
+        """The explained quantity of one class of each image, [n]."""
+        parts = zip(x.split(self.batch_size), targets.split(self.batch_size), strict=True)
+        return torch.cat([self.forward(some).gather(1, t[:, None])[:, 0] for some, t in parts])
+
+    def expects(self, images: int) -> None:
+        """So many more images will pass through the model: for the progress bar."""
+        self.bar.total = (self.bar.total or 0) + images
+
+
+@contextmanager
+def explaining(
+    model: nn.Module,
+    images: Tensor,
+    targets: Targets,
+    *,
+    quantity: Quantity,
+    batch_size: int,
+    title: str,
+) -> Iterator[Explained]:
+    """The model in evaluation mode, gradients on but not for its weights; all as before
+    afterwards, also after an error and whatever grad mode the caller is in.
+
+    Args:
+        images: [B, 3, H, W]; uint8 is normalised as the model expects, floats are taken as they
+            are.
+        targets: one class for all images or one for each, counted from 0; None: the predicted one.
+        quantity: what is explained, the class's "logit" or "probability".
+        batch_size: images per pass at most.
+        title: of the progress bar, which shows after two seconds.
+
+    Raises:
+        ValueError: an argument is of another shape, empty, or outside the model's classes.
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4 or len(images) == 0:
+        got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images: expected [B, 3, H, W] with B > 0, got {got}")
+    check_choice("quantity", quantity, get_args(Quantity))
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    weights = [(weight, weight.requires_grad) for weight in model.parameters()]
+    place = weights[0][0].device if weights else images.device
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _in_eval_mode(model, place, place),
+        tqdm(desc=title, unit="img", leave=False, delay=2) as bar,
+    ):
+        try:
+            for weight, _ in weights:
+                weight.requires_grad_(False)  # their gradients would keep every activation
+            x = as_the_model_takes(model, images)
+            with torch.no_grad():
+                logits = torch.cat([model(some) for some in x.split(batch_size)])
+            chosen = _checked_targets(targets, logits)
+            yield Explained(model, x, chosen, quantity, batch_size, bar)
+        finally:
+            for weight, needed in weights:
+                weight.requires_grad_(needed)
+
+
+def as_the_model_takes(model: nn.Module, images: Tensor) -> Tensor:
+    """[B, 3, H, W] of the model's dtype on its device; uint8 is normalised."""
+    like = next(iter(model.parameters()), torch.empty(0))
+    x = images.detach().to(like.device)
+    if not x.is_floating_point():
+        x = normalize(x, *normalization(model))
+    return x.to(like.dtype, copy=True)
+
+
+def baseline_of(model: nn.Module, x: Tensor, baseline: Baseline) -> Tensor:
+    """What an image is without what is to be explained, [B, 3, H, W] as the model takes it.
+
+    Args:
+        x: images as the model takes them.
+        baseline: "mean", each image's own mean colour everywhere; "black"; "blurred", by a
+            Gaussian of a twentieth of the shorter side; or a tensor that broadcasts to the images,
+            uint8 or as the model takes them.
+
+    Raises:
+        ValueError: another name, or a tensor that does not fit.
+    """
+    if isinstance(baseline, Tensor):
+        given = baseline if baseline.ndim == 4 else baseline[None]
+        try:
+            return as_the_model_takes(model, given).expand_as(x)
+        except RuntimeError:
+            raise ValueError(
+                f"baseline: expected a tensor that broadcasts to {list(x.shape)}, got "
+                f"{list(baseline.shape)}"
+            ) from None
+    check_choice("baseline", baseline, get_args(BaselineName))
+    if baseline == "black":
+        return as_the_model_takes(model, x.new_zeros(1, 3, 1, 1, dtype=torch.uint8)).expand_as(x)
+    if baseline == "mean":
+        return x.mean((2, 3), keepdim=True).expand_as(x)
+    return _blurred(x)
+
+
+def _blurred(x: Tensor) -> Tensor:
+    """Rows, then columns; edges are repeated."""
+    sigma = min(x.shape[2:]) / 20
+    reach = max(1, math.ceil(2 * sigma))
+    offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=torch.float32)
+    kernel = torch.softmax(-((offsets / sigma) ** 2) / 2, 0).to(x.dtype)
+    C = x.shape[1]
+    for shape, pad in (((1, -1), (reach, reach, 0, 0)), ((-1, 1), (0, 0, reach, reach))):
+        padded = F.pad(x, pad, mode="replicate")
+        x = F.conv2d(padded, kernel.view(1, 1, *shape).expand(C, -1, -1, -1), groups=C)
+    return x
+
+
+def check_choice(name: str, given: object, known: Sequence[str]) -> None:
+    """Raise a ValueError, with the closest name, where a choice is not one of those there are."""
+    if given not in known:
+        close = get_close_matches(str(given), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {given!r}{hint}")
+
+
+def _checked_targets(targets: Targets, logits: Tensor) -> Tensor:
+    if logits.ndim != 2:
+        raise ValueError(f"model: expected logits [B, classes] from it, got {list(logits.shape)}")
+    B, K = logits.shape
+    if targets is None:
+        return logits.argmax(1)
+    chosen = torch.as_tensor(targets).to(logits.device)
+    if chosen.is_floating_point() or chosen.dtype == torch.bool:
+        raise ValueError(f"targets: expected class numbers, got {chosen.dtype}")
+    if chosen.ndim == 0:
+        chosen = chosen.expand(B)
+    if chosen.shape != (B,):
+        raise ValueError(f"targets: expected one, or {B} of them, got {list(chosen.shape)}")
+    if chosen.min() < 0 or chosen.max() >= K:
+        bad = next(t for t in chosen.tolist() if not 0 <= t < K)
+        raise ValueError(f"targets: expected classes 0 to {K - 1}, got {bad}")
+    return chosen.long()
