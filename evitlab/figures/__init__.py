@@ -6,6 +6,7 @@ last value, or write them with `save_figure`.
 
 from evitlab.figures.architecture import table1_architecture
 from evitlab.figures.attention_share import fig3_attention_share
+from evitlab.figures.attribution import attribution_grid, faithfulness_curves
 from evitlab.figures.block import fig6_block
 from evitlab.figures.channels import (
     channel_cuts,
@@ -27,9 +28,11 @@ from evitlab.figures.training import training_curves
 __all__ = [
     "PALETTE",
     "add_caption",
+    "attribution_grid",
     "channel_cuts",
     "channel_scores",
     "deploy_ratios",
+    "faithfulness_curves",
     "fig1_speed_accuracy",
     "fig2_operators",
     "fig4_head_similarity",
