@@ -129,13 +129,27 @@ def save_figure(
     if not name or Path(name).name != name:
         raise ValueError(f"name: expected a file name without folder or ending, got {name!r}")
     folder = figures_dir() if out_dir is None else Path(out_dir)
+    png, svg = save_picture(figure, folder / name)
+    table = frame.to_csv(index=False, lineterminator="\n")
+    return png, svg, write_atomically(folder / f"{name}.csv", table)
+
+
+def save_picture(figure: Figure, path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Write a figure as PNG and as SVG, each atomically.
+
+    Args:
+        path: its endings .png and .svg are added, or replaced.
+
+    Raises:
+        OSError: the folder cannot be written; the message names the file.
+    """
+    place = Path(path)
+    stem = place.with_suffix("") if place.suffix in (".png", ".svg") else place
     with house_style():
         png, svg = _render(figure, "png", dpi=150), _render(figure, "svg", dpi=150)
-    table = frame.to_csv(index=False, lineterminator="\n")
     return (
-        write_atomically(folder / f"{name}.png", png),
-        write_atomically(folder / f"{name}.svg", svg),
-        write_atomically(folder / f"{name}.csv", table),
+        write_atomically(stem.with_name(f"{stem.name}.png"), png),
+        write_atomically(stem.with_name(f"{stem.name}.svg"), svg),
     )
 
 

@@ -1,0 +1,417 @@
+"""The explorer's widgets: thin ones, around a `Session` that can do without them."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import ipywidgets as widgets
+
+from evitlab.explorer.picture_widget import PictureWidget
+from evitlab.explorer.pictures import read_bytes, read_path
+from evitlab.explorer.session import Models, Session
+from evitlab.figures.attention_view import ViewCanvas, attention_view, describe
+from evitlab.figures.style import save_picture
+from evitlab.records.view import OVERLAYS, AttentionView
+
+MISTAKES = (ValueError, OSError, RuntimeError)  # shown in the widget, which stays alive
+_NARROWEST, _WIDEST = 420, 1400  # CSS pixels that are drawn
+_STEPS = {"ArrowUp": (-1, 0), "ArrowDown": (1, 0), "ArrowLeft": (0, -1), "ArrowRight": (0, 1)}
+_SHOWN = {
+    "Attention": "attention",
+    "Rollout of all blocks": "rollout",
+    "Grad-CAM": "grad_cam",
+    "Integrated gradients": "integrated_gradients",
+}
+
+
+class AttentionExplorer(widgets.VBox):
+    """Look at attention heads: pick a picture, a block, a head, and click the patch that asks.
+
+    Every widget has a method that does the same, so a script can do all that a reader can; the
+    methods return the explorer, so that they can be chained.
+
+    Args:
+        model: a module that `capture_attention` takes; a name that `evitlab heads` takes; or
+            several of either, as {name on screen: model}, to switch between.
+        images: an image file or a folder of them, the name of a data set, a `Dataset`, a tensor or
+            array [N, 3, H, W] or [N, H, W, 3] (uint8 or floats of 0 to 1), or a list of paths,
+            PIL images and arrays. Each is resized and cut to what the model takes.
+        labels: the true class of each picture, by number or name; None takes the data set's.
+        weights: of models that are given by name: a path, or "hub" for timm's ImageNet weights.
+
+    Raises:
+        ValueError: a model without attention that is known here, no picture, one that cannot be
+            read, or another number of labels than pictures.
+        FileNotFoundError: a path that is none, or weights that cannot be fetched.
+
+    Pitfall: a map shows where one head looks, not what the model decides by; turn the head off to
+        see what depends on it.
+    """
+
+    def __init__(
+        self,
+        model: Models,
+        images: Any,
+        *,
+        labels: Sequence[int | str] | None = None,
+        weights: str | None = None,
+    ) -> None:
+        self.session = Session(model, images, labels=labels, weights=weights)
+        self._given = (
+            repr(model) if isinstance(model, str) else "model" if len(self.session.models) < 2
+            else "models",
+            repr(os.fspath(images)) if isinstance(images, (str, os.PathLike)) else "images",
+            "" if labels is None else ", labels=labels",
+            "" if weights is None else f", weights={weights!r}",
+        )  # fmt: skip
+        self._canvas = ViewCanvas(1000, False)
+        self._following = False  # widgets are being set to the state: they ask for nothing
+        self._picture = PictureWidget()
+        self._make_controls()
+        super().__init__(
+            children=[
+                self._row(self._model, self._compare, self._overlay, self._importance),
+                self._row(self._image, self._block, self._head, self._class_token),
+                self._row(self._head_off, self._restore, self._upload, self._path),
+                self._message,
+                self._picture,
+                self._row(self._save, self._copy, self._code),
+            ]
+        )
+        self._picture.on_msg(self._on_message)
+        self._picture.observe(self._on_room, ["room", "dark", "pixel_ratio"])
+        self._follow()
+
+    @property
+    def view(self) -> AttentionView:
+        """What is shown, as numbers."""
+        return self.session.views[0]
+
+    def select(
+        self,
+        *,
+        model: str | None = None,
+        compare: str | None = None,
+        image: int | None = None,
+        block: int | None = None,
+        head: int | None = None,
+        pair: int | None = None,
+        query: tuple[int, int] | str | None = None,
+        overlay: str | None = None,
+        importance: bool | None = None,
+    ) -> Self:
+        """Choose what to look at; what is not named stays, as far as there is such a thing.
+
+        Args:
+            model: which, by its name on screen; turns all heads on.
+            compare: a model to show beside it, on the same picture, at the same place and the same
+                share of its depth; "" for none.
+            image: counted from 0.
+            block: counted from 1, as `capture_attention` counts.
+            head: counted from 1.
+            pair: another head of the block, to compare with `head`, counted from 1.
+            query: (row, column) of the patch that asks, counted from 0 in the block's grid; or
+                "class", the class token.
+            overlay: what is laid over the picture: "attention" of the head, "rollout" of all
+                blocks, "grad_cam" or "integrated_gradients" of the predicted class.
+            importance: also show how much of its probability the predicted class loses with each
+                head off; takes one forward pass per head.
+
+        Raises:
+            ValueError: there is no such thing; nothing has changed then.
+        """
+        self.session.select(
+            model=model, compare=compare, image=image, block=block, head=head, pair=pair,
+            query=query, overlay=overlay, importance=importance,
+        )  # fmt: skip
+        return self._follow()
+
+    def ablate(
+        self, block: int | None = None, head: int | None = None, *, off: bool = True
+    ) -> Self:
+        """Turn a head off: its output is zero, and what it would pass on in a cascade too. Maps and
+        probabilities are then those of the model without it.
+
+        Args:
+            block: counted from 1; None: the chosen one.
+            head: counted from 1; None: the chosen one.
+            off: False turns it on again.
+
+        Raises:
+            ValueError: no such block or head.
+        """
+        self.session.ablate(block, head, off=off)
+        return self._follow()
+
+    def restore(self) -> Self:
+        """All heads on."""
+        self.session.restore()
+        return self._follow()
+
+    def add(self, path: str | os.PathLike[str]) -> Self:
+        """A picture, or a folder of them, after those that are there; the first one is shown.
+
+        Raises:
+            ValueError: it is none, or cannot be read.
+            FileNotFoundError: nothing there.
+        """
+        self.session.add(read_path(path))
+        return self._follow()
+
+    def render(self) -> bytes:
+        """The view as a PNG, as it stands on screen."""
+        return self._canvas.draw(*self.session.views)
+
+    def figure(self, *, width: int = 1000, dark: bool = False) -> Any:
+        """The view as a matplotlib figure, `width` CSS pixels wide."""
+        return attention_view(*self.session.views, width=width, dark=dark)
+
+    def save(self, path: str | os.PathLike[str]) -> tuple[Path, Path]:
+        """Write the view as NAME.png and NAME.svg, each atomically; existing files are replaced.
+
+        Args:
+            path: with or without one of the endings.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        return save_picture(self.figure(), path)
+
+    def code(self) -> str:
+        """The line that makes this view again, without a widget on screen."""
+        model, images, labels, weights = self._given
+        state = self.session.state
+        chosen: dict[str, Any] = {}
+        if len(self.session.models) > 1:
+            chosen["model"] = state.model
+        if state.compare is not None:
+            chosen["compare"] = state.compare
+        query = self.view.query
+        chosen |= {"image": state.image, "block": state.block, "head": state.head}
+        if state.pair is not None:
+            chosen["pair"] = state.pair
+        chosen["query"] = "class" if query is None else query
+        if state.overlay != OVERLAYS[0]:
+            chosen["overlay"] = state.overlay
+        if state.importance:
+            chosen["importance"] = True
+        line = f"evitlab.AttentionExplorer({model}, {images}{labels}{weights})"
+        line += f".select({', '.join(f'{key}={value!r}' for key, value in chosen.items())})"
+        line += "".join(f".ablate({block}, {head})" for block, head in sorted(state.off))
+        return line + '.save("view")'
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        """The widget; in words where none can be shown."""
+        bundle = super()._repr_mimebundle_(**options)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        data["text/plain"] = describe(self.view)
+        return bundle
+
+    # What follows binds widgets to the methods above.
+
+    def _make_controls(self) -> None:
+        wide = {"description_width": "auto"}
+
+        def dropdown(description: str, options: Any, width: str) -> widgets.Dropdown:
+            return widgets.Dropdown(
+                description=description, options=options, style=wide,
+                layout=widgets.Layout(width=width),
+            )  # fmt: skip
+
+        def slider(description: str, first: int) -> widgets.IntSlider:
+            return widgets.IntSlider(
+                description=description, min=first, max=first, style=wide,
+                layout=widgets.Layout(width="260px"),
+            )  # fmt: skip
+
+        def button(description: str, tooltip: str) -> widgets.Button:
+            return widgets.Button(
+                description=description, tooltip=tooltip, layout=widgets.Layout(width="auto")
+            )
+
+        def check(description: str, tooltip: str) -> widgets.Checkbox:
+            return widgets.Checkbox(
+                description=description, indent=False, tooltip=tooltip,
+                layout=widgets.Layout(width="auto"),
+            )  # fmt: skip
+
+        names = self.session.models
+        self._model = dropdown("Model", names, "270px")
+        self._compare = dropdown("Compare with", [("nothing", ""), *zip(names, names, strict=True)],
+                                 "290px")  # fmt: skip
+        self._overlay = dropdown("Show", list(_SHOWN.items()), "240px")
+        self._importance = check("Importance", "The loss of probability with each head off alone")
+        self._image, self._block, self._head = (
+            slider(name, first) for name, first in (("Image", 0), ("Block", 1), ("Head", 1))
+        )
+        self._class_token = check("Class token", "The class token asks, instead of a patch")
+        self._head_off = check("Head off", "This head's output is zero")
+        self._restore = button("All heads on", "Turn every head on again")
+        self._upload = widgets.FileUpload(
+            description="Upload", accept="image/*", layout=widgets.Layout(width="auto")
+        )
+        self._path = widgets.Text(
+            description="Path", placeholder="a picture or a folder, then Enter", style=wide,
+            continuous_update=False, layout=widgets.Layout(width="300px"),
+        )  # fmt: skip
+        self._message = widgets.HTML().add_class("evitlab-message")
+        self._save = button("Save", "The view as PNG and SVG, beside the notebook")
+        self._copy = button("Copy code", "The line that makes this view again")
+        self._code = widgets.Textarea(
+            description="Code", rows=2, style=wide, layout=widgets.Layout(flex="1 1 400px")
+        )
+        binding: dict[widgets.Widget, Callable[[Any], Any]] = {
+            self._model: lambda value: self.select(model=value),
+            self._compare: lambda value: self.select(compare=value),
+            self._overlay: lambda value: self.select(overlay=value),
+            self._importance: lambda value: self.select(importance=value),
+            self._image: lambda value: self.select(image=value),
+            self._block: lambda value: self.select(block=value),
+            self._head: lambda value: self.select(head=value),
+            self._class_token: self._ask_by_class_token,
+            self._head_off: lambda value: self.ablate(off=value),
+            self._upload: self._take_uploads,
+            self._path: self._take_path,
+        }
+        for widget, act in binding.items():
+            widget.observe(lambda change, act=act: self._try(act, change["new"]), "value")
+        self._restore.on_click(lambda _: self._try(lambda _: self.restore(), None))
+        self._save.on_click(lambda _: self._try(self._save_beside, None))
+        self._copy.on_click(
+            lambda _: self._picture.send({"kind": "copy", "text": self.code()})
+        )
+
+    @staticmethod
+    def _row(*children: widgets.Widget) -> widgets.Box:
+        return widgets.Box(children).add_class("evitlab-controls")
+
+    def _try(self, act: Callable[[Any], Any], value: Any) -> None:
+        """Do what a widget asks for; a mistake becomes a message, and the view stays."""
+        if self._following:
+            return
+        self._say("…")
+        try:
+            act(value)
+        except MISTAKES as error:
+            self._follow()
+            self._say(" ".join(str(error).split()), wrong=True)
+        else:
+            if "…" in self._message.value:
+                self._say("")
+
+    def _say(self, text: str, *, wrong: bool = False) -> None:
+        kind = "evitlab-wrong" if wrong else "evitlab-done"
+        self._message.value = f'<span role="status" class="{kind}">{html.escape(text)}</span>'
+
+    @contextmanager
+    def _silently(self) -> Iterator[None]:
+        before, self._following = self._following, True
+        try:
+            yield
+        finally:
+            self._following = before
+
+    def _follow(self) -> Self:
+        """Widgets and picture show the state."""
+        session, state, view = self.session, self.session.state, self.view
+        with self._silently():
+            self._model.value = state.model
+            self._model.disabled = self._compare.disabled = len(session.models) < 2
+            self._compare.value = state.compare or ""
+            self._overlay.value = state.overlay
+            self._importance.value = state.importance
+            for slider, last, value in (
+                (self._image, len(session.pictures) - 1, state.image),
+                (self._block, view.blocks, state.block),
+                (self._head, view.num_heads, state.head),
+            ):
+                slider.max = max(last, slider.min)  # the frontend takes over a maximum first
+                slider.value = value
+                slider.disabled = slider.min == slider.max
+            self._class_token.value = view.query is None
+            self._class_token.disabled = not view.has_class_token
+            self._head_off.value = (state.block, state.head) in state.off
+            self._restore.disabled = not state.off
+            self._code.value = self.code()
+        self._paint()
+        return self
+
+    def _paint(self) -> None:
+        picture = self._picture
+        with picture.hold_sync():
+            picture.value = self.render()
+            picture.shown_width = self._canvas.width
+            picture.description = describe(self.view)
+
+    def _on_room(self, _change: object) -> None:
+        picture, canvas = self._picture, self._canvas
+        width = max(_NARROWEST, min(_WIDEST, picture.room))
+        wanted = width, picture.dark, picture.pixel_ratio
+        if wanted != (canvas.width, canvas.dark, canvas.pixel_ratio):
+            self._canvas = ViewCanvas(*wanted)
+            self._paint()
+
+    def _on_message(self, _widget: object, content: dict[str, Any], _buffers: object) -> None:
+        if content.get("kind") == "click":
+            self._try(self._click, (float(content["x"]), float(content["y"])))
+        elif content.get("key") in _STEPS:
+            self._try(self._move, _STEPS[content["key"]])
+
+    def _click(self, where: tuple[float, float]) -> None:
+        hit = self._canvas.locate(*where)
+        if hit is None:
+            return
+        if hit.part == "query":
+            self._ask_by_place(hit.model, hit.row, hit.column)
+        elif hit.model == 0:
+            self.select(block=hit.block, head=hit.head, pair=hit.other)
+
+    def _ask_by_place(self, which: int, row: int | None, column: int | None) -> None:
+        """A patch of either model's picture: the same place is asked in both."""
+        mine, theirs = self.session.views
+        assert row is not None and column is not None
+        grid = (theirs if which and theirs is not None else mine).query_grid
+        rows, columns = mine.query_grid
+        place = int((row + 0.5) / grid[0] * rows), int((column + 0.5) / grid[1] * columns)
+        self.select(query=place)
+
+    def _move(self, step: tuple[int, int]) -> None:
+        query, grid = self.view.query, self.view.query_grid
+        if query is None:  # the class token: back to where the patch was
+            self._ask_by_class_token(False)
+            return
+        row, column = (
+            min(max(at + by, 0), count - 1) for at, by, count in zip(query, step, grid, strict=True)
+        )
+        self.select(query=(row, column))
+
+    def _ask_by_class_token(self, on: bool) -> None:
+        rows, columns = self.view.query_grid
+        row, column = self.session.state.place
+        self.select(query="class" if on else (int(row * rows), int(column * columns)))
+
+    def _take_uploads(self, files: Sequence[Any]) -> None:
+        if not files:
+            return
+        with self._silently():
+            self._upload.value = ()  # so that the same file can be chosen again
+        pictures = [read_bytes(bytes(file["content"]), str(file["name"])) for file in files]
+        self.session.add(pictures)
+        self._follow()
+
+    def _take_path(self, path: str) -> None:
+        if path.strip():
+            self.add(path.strip())
+            with self._silently():
+                self._path.value = ""
+
+    def _save_beside(self, _: object) -> None:
+        name = f"attention_{self.view.model}".replace("/", "-")
+        number = next(n for n in range(1, 10_000) if not Path(f"{name}_{n}.png").exists())
+        png, svg = self.save(f"{name}_{number}")
+        self._say(f"saved: {png}, {svg.name}")
