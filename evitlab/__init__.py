@@ -50,12 +50,14 @@ from evitlab.training.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
     from evitlab import figures, paper
+    from evitlab.explorer import AttentionExplorer
     from evitlab.report import Report, reproduce
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Accuracy",
+    "AttentionExplorer",
     "AttributionPicture",
     "Augment",
     "ChannelImportance",
@@ -118,7 +120,13 @@ __all__ = [
 ]
 
 # Drawing and notebooks bring large libraries along, so they load on first use.
-_ON_FIRST_USE = {"figures": "", "paper": "", "Report": "report", "reproduce": "report"}
+_ON_FIRST_USE = {
+    "AttentionExplorer": "explorer",
+    "Report": "report",
+    "figures": "",
+    "paper": "",
+    "reproduce": "report",
+}
 
 
 def __getattr__(name: str) -> Any:
