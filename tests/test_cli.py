@@ -56,8 +56,8 @@ from evitlab.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
-    "train", "evaluate", "export", "models", "profile", "heads", "prune", "bench", "study",
-    "reproduce",
+    "train", "evaluate", "export", "models", "profile", "heads", "explore", "prune", "bench",
+    "study", "reproduce",
 )  # fmt: skip
 
 

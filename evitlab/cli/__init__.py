@@ -7,12 +7,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evitlab.cli import bench, export, heads, models, profile, prune, reproduce, study, train
+from evitlab.cli import (
+    bench,
+    explore,
+    export,
+    heads,
+    models,
+    profile,
+    prune,
+    reproduce,
+    study,
+    train,
+)
 from evitlab.cli.parser import parser_with_commands
 
 GROUPS = [
-    train.add, export.add, models.add, profile.add, heads.add, prune.add, bench.add,
-    study.add, reproduce.add,
+    train.add, export.add, models.add, profile.add, heads.add, explore.add, prune.add,
+    bench.add, study.add, reproduce.add,
 ]  # fmt: skip
 USER_MISTAKES = (ValueError, OSError, ArithmeticError)  # one line and exit code 2
 
