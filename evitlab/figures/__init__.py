@@ -7,6 +7,7 @@ last value, or write them with `save_figure`.
 from evitlab.figures.architecture import table1_architecture
 from evitlab.figures.attention_share import fig3_attention_share
 from evitlab.figures.attribution import attribution_grid, faithfulness_curves
+from evitlab.figures.attention_view import ViewCanvas, attention_view, describe
 from evitlab.figures.block import fig6_block
 from evitlab.figures.channels import (
     channel_cuts,
@@ -24,10 +25,14 @@ from evitlab.figures.speed_map import speed_map
 from evitlab.figures.speed_tables import speed_ratios
 from evitlab.figures.style import PALETTE, add_caption, house_style, new_figure, save_figure
 from evitlab.figures.training import training_curves
+from evitlab.figures.view_layout import Hit
 
 __all__ = [
+    "Hit",
     "PALETTE",
+    "ViewCanvas",
     "add_caption",
+    "attention_view",
     "attribution_grid",
     "channel_cuts",
     "channel_scores",
