@@ -6,8 +6,8 @@ last value, or write them with `save_figure`.
 
 from evitlab.figures.architecture import table1_architecture
 from evitlab.figures.attention_share import fig3_attention_share
-from evitlab.figures.attribution import attribution_grid, faithfulness_curves
 from evitlab.figures.attention_view import ViewCanvas, attention_view, describe
+from evitlab.figures.attribution import attribution_grid, faithfulness_curves
 from evitlab.figures.block import fig6_block
 from evitlab.figures.channels import (
     channel_cuts,
@@ -37,6 +37,7 @@ __all__ = [
     "channel_cuts",
     "channel_scores",
     "deploy_ratios",
+    "describe",
     "faithfulness_curves",
     "fig1_speed_accuracy",
     "fig2_operators",
