@@ -242,10 +242,12 @@ def _in_windows(values: Tensor, layout: TokenLayout) -> Tensor:
 
 
 def _img_size(model: nn.Module) -> tuple[int, int]:
-    given = getattr(getattr(model, "config", None), "img_size", None)
-    card = getattr(model, "pretrained_cfg", None) or {}
-    height, width = given or tuple(card.get("input_size", ()))[1:] or (default_img_size(model),) * 2
-    return int(height), int(width)
+    """(height, width) that a model was built for."""
+    for part in (getattr(model, "config", None), getattr(model, "patch_embed", None)):
+        given = getattr(part, "img_size", None)
+        if isinstance(given, tuple):
+            return int(given[0]), int(given[1])
+    return (default_img_size(model),) * 2
 
 
 def _class_names(model: nn.Module) -> tuple[str, ...]:

@@ -1,16 +1,16 @@
-"""The explorer's widgets: thin ones, around a `Session` that can do without them."""
+"""The explorer: a `Session` on screen, with thin widgets around it."""
 
 from __future__ import annotations
 
-import html
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import ipywidgets as widgets
 
+from evitlab.explorer.controls import Controls
 from evitlab.explorer.picture_widget import PictureWidget
 from evitlab.explorer.pictures import read_bytes, read_path
 from evitlab.explorer.session import Models, Session
@@ -21,12 +21,6 @@ from evitlab.records.view import OVERLAYS, AttentionView
 MISTAKES = (ValueError, OSError, RuntimeError)  # shown in the widget, which stays alive
 _NARROWEST, _WIDEST = 420, 1400  # CSS pixels that are drawn
 _STEPS = {"ArrowUp": (-1, 0), "ArrowDown": (1, 0), "ArrowLeft": (0, -1), "ArrowRight": (0, 1)}
-_SHOWN = {
-    "Attention": "attention",
-    "Rollout of all blocks": "rollout",
-    "Grad-CAM": "grad_cam",
-    "Integrated gradients": "integrated_gradients",
-}
 
 
 class AttentionExplorer(widgets.VBox):
@@ -62,29 +56,13 @@ class AttentionExplorer(widgets.VBox):
         weights: str | None = None,
     ) -> None:
         self.session = Session(model, images, labels=labels, weights=weights)
-        self._given = (
-            repr(model) if isinstance(model, str) else "model" if len(self.session.models) < 2
-            else "models",
-            repr(os.fspath(images)) if isinstance(images, (str, os.PathLike)) else "images",
-            "" if labels is None else ", labels=labels",
-            "" if weights is None else f", weights={weights!r}",
-        )  # fmt: skip
+        self._call = _written(model, images, labels, weights)
         self._canvas = ViewCanvas(1000, False)
         self._following = False  # widgets are being set to the state: they ask for nothing
         self._picture = PictureWidget()
-        self._make_controls()
-        super().__init__(
-            children=[
-                self._row(self._model, self._compare, self._overlay, self._importance),
-                self._row(self._image, self._block, self._head, self._class_token),
-                self._row(self._head_off, self._restore, self._upload, self._path),
-                self._message,
-                self._picture,
-                self._row(self._save, self._copy, self._code),
-            ]
-        )
-        self._picture.on_msg(self._on_message)
-        self._picture.observe(self._on_room, ["room", "dark", "pixel_ratio"])
+        self.controls = controls = Controls(self.session.models)
+        super().__init__(children=[*controls.above(), self._picture, controls.below()])
+        self._bind()
         self._follow()
 
     @property
@@ -184,7 +162,6 @@ class AttentionExplorer(widgets.VBox):
 
     def code(self) -> str:
         """The line that makes this view again, without a widget on screen."""
-        model, images, labels, weights = self._given
         state = self.session.state
         chosen: dict[str, Any] = {}
         if len(self.session.models) > 1:
@@ -200,8 +177,8 @@ class AttentionExplorer(widgets.VBox):
             chosen["overlay"] = state.overlay
         if state.importance:
             chosen["importance"] = True
-        line = f"evitlab.AttentionExplorer({model}, {images}{labels}{weights})"
-        line += f".select({', '.join(f'{key}={value!r}' for key, value in chosen.items())})"
+        choice = ", ".join(f"{key}={value!r}" for key, value in chosen.items())
+        line = f"{self._call}.select({choice})"
         line += "".join(f".ablate({block}, {head})" for block, head in sorted(state.off))
         return line + '.save("view")'
 
@@ -214,99 +191,44 @@ class AttentionExplorer(widgets.VBox):
 
     # What follows binds widgets to the methods above.
 
-    def _make_controls(self) -> None:
-        wide = {"description_width": "auto"}
-
-        def dropdown(description: str, options: Any, width: str) -> widgets.Dropdown:
-            return widgets.Dropdown(
-                description=description, options=options, style=wide,
-                layout=widgets.Layout(width=width),
-            )  # fmt: skip
-
-        def slider(description: str, first: int) -> widgets.IntSlider:
-            return widgets.IntSlider(
-                description=description, min=first, max=first, style=wide,
-                layout=widgets.Layout(width="260px"),
-            )  # fmt: skip
-
-        def button(description: str, tooltip: str) -> widgets.Button:
-            return widgets.Button(
-                description=description, tooltip=tooltip, layout=widgets.Layout(width="auto")
-            )
-
-        def check(description: str, tooltip: str) -> widgets.Checkbox:
-            return widgets.Checkbox(
-                description=description, indent=False, tooltip=tooltip,
-                layout=widgets.Layout(width="auto"),
-            )  # fmt: skip
-
-        names = self.session.models
-        self._model = dropdown("Model", names, "270px")
-        self._compare = dropdown("Compare with", [("nothing", ""), *zip(names, names, strict=True)],
-                                 "290px")  # fmt: skip
-        self._overlay = dropdown("Show", list(_SHOWN.items()), "240px")
-        self._importance = check("Importance", "The loss of probability with each head off alone")
-        self._image, self._block, self._head = (
-            slider(name, first) for name, first in (("Image", 0), ("Block", 1), ("Head", 1))
-        )
-        self._class_token = check("Class token", "The class token asks, instead of a patch")
-        self._head_off = check("Head off", "This head's output is zero")
-        self._restore = button("All heads on", "Turn every head on again")
-        self._upload = widgets.FileUpload(
-            description="Upload", accept="image/*", layout=widgets.Layout(width="auto")
-        )
-        self._path = widgets.Text(
-            description="Path", placeholder="a picture or a folder, then Enter", style=wide,
-            continuous_update=False, layout=widgets.Layout(width="300px"),
-        )  # fmt: skip
-        self._message = widgets.HTML().add_class("evitlab-message")
-        self._save = button("Save", "The view as PNG and SVG, beside the notebook")
-        self._copy = button("Copy code", "The line that makes this view again")
-        self._code = widgets.Textarea(
-            description="Code", rows=2, style=wide, layout=widgets.Layout(flex="1 1 400px")
-        )
-        binding: dict[widgets.Widget, Callable[[Any], Any]] = {
-            self._model: lambda value: self.select(model=value),
-            self._compare: lambda value: self.select(compare=value),
-            self._overlay: lambda value: self.select(overlay=value),
-            self._importance: lambda value: self.select(importance=value),
-            self._image: lambda value: self.select(image=value),
-            self._block: lambda value: self.select(block=value),
-            self._head: lambda value: self.select(head=value),
-            self._class_token: self._ask_by_class_token,
-            self._head_off: lambda value: self.ablate(off=value),
-            self._upload: self._take_uploads,
-            self._path: self._take_path,
+    def _bind(self) -> None:
+        controls = self.controls
+        bound: dict[widgets.Widget, Callable[[Any], Any]] = {
+            controls.model: lambda value: self.select(model=value),
+            controls.compare: lambda value: self.select(compare=value),
+            controls.overlay: lambda value: self.select(overlay=value),
+            controls.importance: lambda value: self.select(importance=value),
+            controls.image: lambda value: self.select(image=value),
+            controls.block: lambda value: self.select(block=value),
+            controls.head: lambda value: self.select(head=value),
+            controls.class_token: self._ask_by_class_token,
+            controls.head_off: lambda value: self.ablate(off=value),
+            controls.upload: self._take_uploads,
+            controls.path: self._take_path,
         }
-        for widget, act in binding.items():
+        for widget, act in bound.items():
             widget.observe(lambda change, act=act: self._try(act, change["new"]), "value")
-        self._restore.on_click(lambda _: self._try(lambda _: self.restore(), None))
-        self._save.on_click(lambda _: self._try(self._save_beside, None))
-        self._copy.on_click(
+        controls.restore.on_click(lambda _: self._try(lambda _: self.restore()))
+        controls.save.on_click(lambda _: self._try(self._save_beside))
+        controls.copy.on_click(
             lambda _: self._picture.send({"kind": "copy", "text": self.code()})
         )
+        self._picture.on_msg(self._on_message)
+        self._picture.observe(self._on_room, ["room", "dark", "pixel_ratio"])
 
-    @staticmethod
-    def _row(*children: widgets.Widget) -> widgets.Box:
-        return widgets.Box(children).add_class("evitlab-controls")
-
-    def _try(self, act: Callable[[Any], Any], value: Any) -> None:
+    def _try(self, act: Callable[[Any], Any], value: Any = None) -> None:
         """Do what a widget asks for; a mistake becomes a message, and the view stays."""
         if self._following:
             return
-        self._say("…")
+        said = "…"
+        self.controls.say(said)  # some overlays take seconds
         try:
-            act(value)
+            said = act(value)
         except MISTAKES as error:
             self._follow()
-            self._say(" ".join(str(error).split()), wrong=True)
+            self.controls.say(" ".join(str(error).split()), wrong=True)
         else:
-            if "…" in self._message.value:
-                self._say("")
-
-    def _say(self, text: str, *, wrong: bool = False) -> None:
-        kind = "evitlab-wrong" if wrong else "evitlab-done"
-        self._message.value = f'<span role="status" class="{kind}">{html.escape(text)}</span>'
+            self.controls.say(said if isinstance(said, str) else "")
 
     @contextmanager
     def _silently(self) -> Iterator[None]:
@@ -318,26 +240,8 @@ class AttentionExplorer(widgets.VBox):
 
     def _follow(self) -> Self:
         """Widgets and picture show the state."""
-        session, state, view = self.session, self.session.state, self.view
         with self._silently():
-            self._model.value = state.model
-            self._model.disabled = self._compare.disabled = len(session.models) < 2
-            self._compare.value = state.compare or ""
-            self._overlay.value = state.overlay
-            self._importance.value = state.importance
-            for slider, last, value in (
-                (self._image, len(session.pictures) - 1, state.image),
-                (self._block, view.blocks, state.block),
-                (self._head, view.num_heads, state.head),
-            ):
-                slider.max = max(last, slider.min)  # the frontend takes over a maximum first
-                slider.value = value
-                slider.disabled = slider.min == slider.max
-            self._class_token.value = view.query is None
-            self._class_token.disabled = not view.has_class_token
-            self._head_off.value = (state.block, state.head) in state.off
-            self._restore.disabled = not state.off
-            self._code.value = self.code()
+            self.controls.follow(self.session, self.view, self.code())
         self._paint()
         return self
 
@@ -399,7 +303,7 @@ class AttentionExplorer(widgets.VBox):
         if not files:
             return
         with self._silently():
-            self._upload.value = ()  # so that the same file can be chosen again
+            self.controls.upload.value = ()  # so that the same file can be chosen again
         pictures = [read_bytes(bytes(file["content"]), str(file["name"])) for file in files]
         self.session.add(pictures)
         self._follow()
@@ -408,10 +312,23 @@ class AttentionExplorer(widgets.VBox):
         if path.strip():
             self.add(path.strip())
             with self._silently():
-                self._path.value = ""
+                self.controls.path.value = ""
 
-    def _save_beside(self, _: object) -> None:
+    def _save_beside(self, _: object) -> str:
         name = f"attention_{self.view.model}".replace("/", "-")
         number = next(n for n in range(1, 10_000) if not Path(f"{name}_{n}.png").exists())
         png, svg = self.save(f"{name}_{number}")
-        self._say(f"saved: {png}, {svg.name}")
+        return f"saved: {png.name} and {svg.name}"
+
+
+def _written(model: Models, images: Any, labels: Any, weights: str | None) -> str:
+    """The call that makes the explorer; objects stand under the names of its arguments."""
+    if isinstance(model, Mapping):
+        names = all(isinstance(value, str) for value in model.values())
+        shown = repr(dict(model)) if names else "models"
+    else:
+        shown = repr(model) if isinstance(model, str) else "model"
+    source = repr(os.fspath(images)) if isinstance(images, (str, os.PathLike)) else "images"
+    rest = "" if labels is None else ", labels=labels"
+    rest += "" if weights is None else f", weights={weights!r}"
+    return f"evitlab.AttentionExplorer({shown}, {source}{rest})"

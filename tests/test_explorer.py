@@ -1,0 +1,557 @@
+"""The explorer without a browser: what is chosen is shown, and a mistake changes nothing."""
+
+from __future__ import annotations
+
+import gc
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from randomised import randomise
+from torch import Tensor, nn
+
+from evitlab import AttentionExplorer, capture_attention, create_model, open_dataset
+from evitlab.analysis.ablation import ablate_heads
+from evitlab.explorer.pictures import read_pictures
+from evitlab.explorer.session import Session
+from evitlab.training.augment import normalize
+
+CLASSES = 7
+
+
+def cascade(**changes: Any) -> nn.Module:
+    options = {"img_size": 64, "num_classes": CLASSES, "window_size": (4, 4, 4)} | changes
+    return randomise(create_model("efficientvit_m0_p8", **options)).eval()
+
+
+def swin() -> nn.Module:
+    model = create_model("swin_t_p2", img_size=32, num_classes=CLASSES, embed_dim=24)
+    return randomise(model).eval()
+
+
+def vit() -> nn.Module:
+    import timm
+
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(
+        "vit_tiny_patch16_224", img_size=48, num_classes=CLASSES, depth=3
+    )
+    return model.eval()
+
+
+def pictures(count: int = 3, side: int = 64) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture
+def explorer() -> AttentionExplorer:
+    return AttentionExplorer({"cascade": cascade(), "vit": vit()}, pictures())
+
+
+def says(explorer: AttentionExplorer) -> str:
+    message: str = explorer.controls.message.value
+    return message if "evitlab-wrong" in message else ""
+
+
+# What a session shows is what the model computed.
+
+
+@pytest.mark.parametrize("build", [cascade, swin, vit], ids=["cascade", "swin", "vit"])
+@torch.no_grad()
+def test_maps_are_those_of_the_query(build: Any) -> None:
+    model, x = build(), pictures(1, {cascade: 64, swin: 32, vit: 48}[build])
+    session = Session(model, x)
+    with capture_attention(model) as blocks:
+        model(normalize(x, *((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+              if build is not vit else (x / 255 - 0.5) / 0.5)  # fmt: skip
+    for number, block in enumerate(blocks, start=1):
+        assert block.layout is not None
+        rows, columns = block.layout.grid
+        for query in ((0, 0), (rows - 1, columns // 2)):
+            session.select(block=number, query=query)
+            view = session.views[0]
+            window, token = block.layout.find(*query)
+            row = block.by_image()[0, window, :, token]  # [h, M]
+            seen = int((row[0] > 1e-30).sum())
+            expected = block.by_image().new_zeros(block.num_heads, *block.layout.index.shape)
+            expected[:, window] = row[:, block.layout.prefix :]
+            index = block.layout.index.flatten()
+            placed = torch.zeros(block.num_heads, rows * columns)
+            placed[:, index[index >= 0]] = expected.flatten(1)[:, index >= 0]
+            found = torch.from_numpy(np.nan_to_num(view.maps)) / seen
+            torch.testing.assert_close(found.flatten(1), placed, rtol=1e-4, atol=1e-6)
+            assert view.query == query and view.grid == (rows, columns)
+            if view.class_weights is not None:
+                torch.testing.assert_close(
+                    torch.from_numpy(view.class_weights) / seen, row[:, 0], rtol=1e-4, atol=1e-6
+                )
+
+
+def test_windows_hide_the_rest() -> None:
+    session = Session(cascade(), pictures())
+    session.select(block=1, query=(0, 0))
+    view = session.views[0]
+    assert view.window == (4, 4) and view.grid == (8, 8)
+    assert np.isfinite(view.maps[:, :4, :4]).all()
+    assert np.isnan(view.maps[:, 4:]).all() and np.isnan(view.maps[:, :, 4:]).all()
+
+
+def test_one_window_is_no_window() -> None:
+    session = Session(cascade(), pictures())
+    session.select(block=2)
+    assert session.views[0].window is None and session.views[0].grid == (4, 4)
+
+
+def test_a_shifted_window_wraps_around() -> None:
+    session = Session(swin(), pictures())
+    session.select(block=2, query=(0, 0))
+    view = session.views[0]
+    assert view.shift != (0, 0)
+    seen = np.isfinite(view.maps[0])
+    assert seen[0, 0] and not seen[view.window[0] if view.window else 0, 0]
+
+
+def test_blocks_share_the_place_of_the_query() -> None:
+    session = Session(cascade(), pictures())
+    session.select(block=1, query=(7, 2))
+    session.select(block=2)
+    assert session.views[0].query == (3, 1)
+    session.select(block=1)
+    assert session.views[0].query == (7, 2)
+
+
+def test_the_class_token_asks_where_there_is_one() -> None:
+    session = Session({"vit": vit(), "cascade": cascade()}, pictures())
+    session.select(query="class")
+    assert session.views[0].query is None
+    session.select(model="cascade")
+    assert session.views[0].query is not None and not session.views[0].has_class_token
+    with pytest.raises(ValueError, match="query: expected .* has no class token"):
+        session.select(query="class")
+    session.select(model="vit")
+    assert session.views[0].query is None, "the choice is kept for models that have one"
+
+
+@torch.no_grad()
+def test_probabilities_with_and_without_a_head() -> None:
+    model, x = cascade(), pictures(1)
+    session = Session(model, x)
+    session.ablate(2, 3, off=True)
+    view = session.views[0]
+    inputs = normalize(x, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    before = model(inputs).softmax(1)[0]
+    with ablate_heads(model, {2: [3]}):
+        after = model(inputs).softmax(1)[0]
+    assert view.off == ((2, 3),)
+    for name, shown_before, shown_after in view.classes:
+        k = int(name.removeprefix("class "))
+        assert shown_before == pytest.approx(before[k].item(), rel=1e-4)
+        assert shown_after == pytest.approx(after[k].item(), rel=1e-4)
+    assert not torch.allclose(before, after)
+    session.restore()
+    assert all(after is None for *_, after in session.views[0].classes)
+
+
+def test_the_new_first_class_is_shown_too() -> None:
+    class Tipped(nn.Module):
+        """Says class 0, and another class without its only attention."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = cascade(depth=(1, 1, 1))
+            self.num_classes = CLASSES
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    session = Session(Tipped(), pictures())
+    for block in (1, 2, 3):
+        for head in (1, 2, 3, 4):
+            session.ablate(block, head, off=True)
+    view = session.views[0]
+    best = max(range(CLASSES), key=lambda k: session.look.probabilities[k])
+    assert f"class {best}" in [name for name, *_ in view.classes]
+
+
+def test_entropy_distance_and_object_by_hand() -> None:
+    """Heads that attend evenly: entropy 1, all at chance, the object gets its share of the area."""
+    model = cascade(window_size=(8, 8, 8))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "attention_biases" in name or ".qkvs." in name or ".dws." in name:
+                weight.zero_()
+    data = open_dataset("embedded", "val", img_size=64, limit=3)
+    view = Session(model, data).views[0]
+    np.testing.assert_allclose(view.entropy, 1, atol=1e-5)
+    np.testing.assert_allclose(view.maps, 1, rtol=1e-4)
+    np.testing.assert_allclose(view.similarity, 1, atol=1e-5)
+    centres = (np.stack(np.meshgrid(range(8), range(8)), -1).reshape(-1, 2) + 0.5) / 8
+    gaps = np.linalg.norm(centres[:, None] - centres[None], axis=-1).mean() / 2**0.5
+    np.testing.assert_allclose(view.distance, gaps, rtol=1e-4)
+    assert view.mask is not None and view.on_object is not None
+    np.testing.assert_allclose(view.on_object, view.mask.mean(), atol=0.01)
+
+
+def test_a_compared_model_follows() -> None:
+    session = Session({"cascade": cascade(), "vit": vit()}, pictures())
+    session.select(compare="vit", block=6, query=(0, 0))
+    mine, theirs = session.views
+    assert theirs is not None and (theirs.model, theirs.block, theirs.query) == ("vit", 3, (0, 0))
+    session.select(block=1, query=(7, 7), image=1)
+    _, theirs = session.views
+    assert theirs is not None and (theirs.block, theirs.query) == (1, (2, 2))
+    session.ablate(off=True)
+    assert session.views[1] is not None and session.views[1].off == ()
+    session.select(compare="")
+    assert session.views[1] is None
+
+
+@pytest.mark.parametrize("overlay", ["rollout", "grad_cam", "integrated_gradients"])
+@pytest.mark.parametrize("build", [cascade, vit], ids=["cascade", "vit"])
+def test_other_overlays(build: Any, overlay: str) -> None:
+    session = Session(build(), pictures(1))
+    session.select(overlay=overlay)
+    heat = session.views[0].heat
+    assert heat is not None and heat.ndim == 2
+    assert 0 <= heat.min() and heat.max() == pytest.approx(1) and heat.std() > 0
+
+
+def test_importance_is_the_loss_of_probability() -> None:
+    session = Session(cascade(), pictures(1))
+    session.select(importance=True)
+    found = session.views[0].importance
+    assert found is not None and found.shape == (6, 4)
+    session.ablate(3, 2, off=True)
+    name, before, after = session.views[0].classes[0]
+    assert after is not None and found[2, 1] == pytest.approx(before - after, abs=1e-5)
+
+
+# Wrong choices.
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"block": 0}, "block: expected 1 to 6, got 0"),
+        ({"block": 7}, "block: expected 1 to 6, got 7"),
+        ({"head": 5}, "head: expected 1 to 4, got 5"),
+        ({"head": 1.5}, "head: expected 1 to 4, got 1.5"),
+        ({"pair": 9}, "pair: expected 1 to 4, got 9"),
+        ({"image": 3}, "image: expected 0 to 2, got 3"),
+        ({"image": True}, "image: expected 0 to 2, got True"),
+        ({"query": (8, 0)}, "query row: expected 0 to 7, got 8"),
+        ({"query": (0, -1)}, "query column: expected 0 to 7, got -1"),
+        ({"query": "centre"}, r"query: expected \(row, column\) or 'class', got 'centre'"),
+        ({"query": 3}, r"query: expected \(row, column\) or 'class', got 3"),
+        ({"overlay": "atention"}, "overlay: .*did you mean 'attention'"),
+        ({"model": "cascades"}, "model: .*did you mean 'cascade'"),
+        ({"compare": "vits"}, "compare: .*did you mean 'vit'"),
+        ({"block": 2, "head": 9}, "head: expected 1 to 4, got 9"),
+    ],
+)
+def test_a_wrong_choice_changes_nothing(choice: dict[str, Any], message: str) -> None:
+    session = Session({"cascade": cascade(), "vit": vit()}, pictures())
+    before = session.state, session.views
+    with pytest.raises(ValueError, match=message):
+        session.select(**choice)
+    assert (session.state, session.views) == before
+
+
+def test_a_wrong_head_to_turn_off() -> None:
+    session = Session(cascade(), pictures())
+    for block, head, message in ((9, 1, "block: expected 1 to 6"), (1, 9, "head: expected 1 to 4")):
+        with pytest.raises(ValueError, match=message):
+            session.ablate(block, head, off=True)
+    assert not session.state.off
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "images: expected at least one picture, got none"),
+        (torch.zeros(0, 3, 8, 8), "at least one picture, got none"),
+        (torch.randn(2, 3, 8, 8), "expected floats of 0 to 1, got -.* not normalised"),
+        (torch.full((1, 3, 8, 8), torch.nan), "expected floats of 0 to 1, got nan"),
+        (torch.zeros(3, 8, 8), r"expected \[N, 3, H, W\] or \[N, H, W, 3\], got \[3, 8, 8\]"),
+        (torch.zeros(2, 4, 8, 8), r"expected \[3, H, W\] or \[H, W, 3\] each, got \[4, 8, 8\]"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "expected uint8 or floats of 0 to 1, got"),
+        ([7], "expected paths, PIL images or arrays, got int as picture 0"),
+        (7, "expected a path, the name of a data set, .* got int"),
+        (["missing.png"], "missing.png: expected a picture or a folder of them, found nothing"),
+        ("no such set", "neither an existing path nor a data set"),
+    ],
+)
+def test_wrong_pictures(images: Any, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Session(cascade(), images)
+
+
+def test_wrong_labels_and_models() -> None:
+    with pytest.raises(ValueError, match="labels: expected 3, one per picture, got 2"):
+        Session(cascade(), pictures(), labels=[1, 2])
+    with pytest.raises(ValueError, match="model: expected attention of a known kind, got Linear"):
+        Session(nn.Linear(2, 2), pictures())
+    with pytest.raises(ValueError, match="model: expected attention of a known kind, got ResNet"):
+        Session("resnet18", pictures())
+    with pytest.raises(ValueError, match="model: expected at least one, got none"):
+        Session({}, pictures())
+    with pytest.raises(ValueError, match="model: expected a module or a name, got int"):
+        Session(7, pictures())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="weights: expected none beside a model"):
+        Session(cascade(), pictures(), weights="hub")
+
+
+# Pictures from anywhere.
+
+
+def test_all_kinds_of_pictures_are_the_same(tmp_path: Path) -> None:
+    x = pictures(2)
+    arrays = x.permute(0, 2, 3, 1).numpy()
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(tmp_path / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    sources: list[Any] = [
+        x, x.float() / 255, arrays, list(x), list(arrays), [Image.fromarray(a) for a in arrays],
+        tmp_path, str(tmp_path), sorted(tmp_path.glob("*.png")),
+    ]  # fmt: skip
+    for source in sources:
+        found = read_pictures(source, None, (64, 64))
+        assert len(found) == 2
+        for picture, array in zip(found, arrays, strict=True):
+            assert np.array_equal(picture.read(), array)
+    assert len(read_pictures(tmp_path / "1.png", None, (64, 64))) == 1
+
+
+def test_pictures_are_cut_to_what_the_model_takes() -> None:
+    session = Session(cascade(), [Image.new("RGB", (300, 200), "red")])
+    assert session.views[0].picture.shape == (64, 64, 3)
+    assert (session.views[0].picture == [255, 0, 0]).all()
+
+
+def test_labels_by_number_and_name() -> None:
+    model = cascade()
+    model.class_names = tuple("abcdefg")
+    assert Session(model, pictures(2), labels=[2, 0]).views[0].label == "c"
+    assert Session(model, pictures(2), labels=["cat", "dog"]).views[0].label == "cat"
+    assert Session(model, pictures(2), labels=torch.tensor([99, 0])).views[0].label == "class 99"
+    assert Session(model, pictures(2)).views[0].label is None
+    data = open_dataset("embedded", "val", img_size=64, limit=4)
+    view = Session(model, data).views[0]
+    assert view.label == data.class_names[int(data.labels[0])] and view.mask is not None
+
+
+def test_a_broken_file_in_a_folder_is_passed_by(tmp_path: Path) -> None:
+    Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"not a picture")
+    session = Session(cascade(), tmp_path)
+    with pytest.raises(ValueError, match="b.png: not an image file"):
+        session.select(image=1)
+    assert session.state.image == 0
+
+
+# The widgets.
+
+
+CHANGES: dict[str, tuple[str, Any]] = {
+    "image": ("image", 2), "block": ("block", 2), "head": ("head", 3), "model": ("model", "vit"),
+    "compare": ("compare", "vit"), "overlay": ("overlay", "rollout"),
+    "head off": ("head_off", True), "importance": ("importance", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_control_changes_the_picture(explorer: AttentionExplorer, change: str) -> None:
+    name, value = CHANGES[change]
+    before = explorer._picture.value
+    words = explorer._picture.description
+    # As a message of the frontend arrives.
+    widget = getattr(explorer.controls, name)
+    index = {"model": 1, "compare": 2, "overlay": 1}.get(name)
+    widget.set_state({"index": index} if index is not None else {"value": value})
+    assert explorer._picture.value != before, says(explorer)
+    assert explorer._picture.value[:8] == b"\x89PNG\r\n\x1a\n"
+    assert not says(explorer)
+    if name not in ("compare", "importance"):
+        assert explorer._picture.description != words
+
+
+def test_the_class_token_is_a_query(explorer: AttentionExplorer) -> None:
+    controls = explorer.controls
+    assert controls.class_token.disabled
+    explorer.select(model="vit")
+    assert not controls.class_token.disabled
+    before = explorer._picture.value
+    controls.class_token.value = True
+    assert explorer.view.query is None and explorer._picture.value != before
+    send(explorer, {"kind": "key", "key": "ArrowDown"})
+    assert explorer.view.query is not None and not controls.class_token.value
+
+
+def send(explorer: AttentionExplorer, content: dict[str, Any]) -> None:
+    """A message from the browser."""
+    explorer._picture._handle_custom_msg(content, [])
+
+
+def test_clicks_and_keys_move_the_query(explorer: AttentionExplorer) -> None:
+    explorer.select(query=(4, 4))
+    for key, query in (("ArrowUp", (3, 4)), ("ArrowLeft", (3, 3)), ("ArrowDown", (4, 3)),
+                       ("ArrowRight", (4, 4))):  # fmt: skip
+        send(explorer, {"kind": "key", "key": key})
+        assert explorer.view.query == query
+    explorer.select(query=(0, 0))
+    before = explorer._picture.value
+    send(explorer, {"kind": "key", "key": "ArrowUp"})  # at the border it stays
+    assert explorer.view.query == (0, 0) and explorer._picture.value == before
+    found = set()
+    for x in np.linspace(0.01, 0.99, 25):
+        for y in np.linspace(0.01, 0.99, 25):
+            send(explorer, {"kind": "click", "x": float(x), "y": float(y)})
+            found.add((explorer.view.query, explorer.view.head, explorer.view.pair))
+            assert not says(explorer)
+    assert len({query for query, *_ in found}) > 5, "no patch can be clicked"
+    assert {head for _, head, _ in found} == {1, 2, 3, 4}, "no head can be clicked"
+    assert len({pair for *_, pair in found}) > 2, "no pair can be clicked"
+
+
+def test_a_click_into_the_other_model_asks_there_too(explorer: AttentionExplorer) -> None:
+    explorer.select(compare="vit", query=(0, 0))
+    queries = set()
+    for y in np.linspace(0.01, 0.99, 60):
+        send(explorer, {"kind": "click", "x": 0.15, "y": float(y)})
+        assert explorer.session.views[1] is not None
+        queries.add(explorer.session.views[1].query)
+    assert len(queries) >= 2
+
+
+def test_what_cannot_be_chosen_is_disabled(explorer: AttentionExplorer) -> None:
+    controls = explorer.controls
+    assert controls.restore.disabled and not controls.model.disabled
+    explorer.ablate()
+    assert not controls.restore.disabled and controls.head_off.value
+    controls.restore.click()
+    assert controls.restore.disabled and not controls.head_off.value
+    alone = AttentionExplorer(cascade(), pictures(1))
+    assert alone.controls.image.disabled and alone.controls.model.disabled
+    assert alone.controls.compare.disabled and alone.controls.class_token.disabled
+
+
+def test_uploads_and_paths(explorer: AttentionExplorer, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (90, 70), "green").save(buffer, "PNG")
+    upload(explorer, "green.png", buffer.getvalue())
+    assert explorer.view.picture_name == "green.png" and explorer.session.state.image == 3
+    before = explorer._picture.value
+    upload(explorer, "broken.png", b"nothing")
+    assert "broken.png: not an image file" in says(explorer)
+    assert explorer._picture.value == before and len(explorer.session.pictures) == 4
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "blue.png")
+    explorer.controls.path.value = str(tmp_path / "blue.png")
+    assert explorer.view.picture_name == "blue.png" and not says(explorer)
+    assert explorer.controls.path.value == ""
+    explorer.controls.path.value = str(tmp_path / "nothing")
+    assert "found nothing" in says(explorer) and explorer.view.picture_name == "blue.png"
+    explorer.controls.block.value = 2  # alive
+    assert explorer.view.block == 2 and not says(explorer)
+
+
+def upload(explorer: AttentionExplorer, name: str, content: bytes) -> None:
+    """As ipywidgets' own tests of the upload do it."""
+    file = {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content),
+            "last_modified": 0}  # fmt: skip
+    explorer.controls.upload.set_state({"value": [file]})
+
+
+def test_a_model_that_cannot_be_opened_is_a_message() -> None:
+    explorer = AttentionExplorer({"ours": cascade(), "theirs": "resnet18"}, pictures())
+    before = explorer._picture.value
+    explorer.controls.model.value = "theirs"
+    assert "expected attention of a known kind" in says(explorer)
+    assert explorer.controls.model.value == "ours" and explorer._picture.value == before
+
+
+def test_the_code_makes_the_same_view_again(tmp_path: Path) -> None:
+    import evitlab
+
+    models, images = {"cascade": cascade(), "vit": vit()}, pictures()
+    explorer = AttentionExplorer(models, images)
+    explorer.select(
+        model="vit", compare="cascade", image=1, block=2, head=3, pair=1, query="class",
+        overlay="rollout", importance=True,
+    ).ablate(1, 2).ablate(3, 1)  # fmt: skip
+    line = explorer.code()
+    assert explorer.controls.code.value == line
+    assert line.endswith('.save("view")')
+    again = eval(line.removesuffix('.save("view")'), {"evitlab": evitlab, "models": models,
+                                                      "images": images})  # fmt: skip
+    assert again.session.state == explorer.session.state
+    assert again.render() == explorer.render()
+    named = AttentionExplorer("efficientvit_m0_cifar10", "embedded")
+    assert named.code().startswith(
+        "evitlab.AttentionExplorer('efficientvit_m0_cifar10', 'embedded').select(image=0, block=1"
+    )
+
+
+def test_save_writes_png_and_svg(explorer: AttentionExplorer, tmp_path: Path,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    png, svg = explorer.save(tmp_path / "view")
+    with Image.open(png) as shown:
+        assert shown.width >= 1000
+    assert svg.read_text().lstrip().startswith("<?xml")
+    assert explorer.save(tmp_path / "view.svg") == (png, svg)
+    monkeypatch.chdir(tmp_path)
+    explorer.controls.save.click()
+    explorer.controls.save.click()
+    assert "attention_cascade_2.png" in explorer.controls.message.value
+    assert len(list(tmp_path.glob("attention_cascade_*"))) == 4
+
+
+def test_the_browser_says_how_much_room_there_is(explorer: AttentionExplorer) -> None:
+    wide = explorer._picture.value
+    explorer._picture.set_state({"room": 520})
+    narrow = explorer._picture.value
+    assert Image.open(io.BytesIO(narrow)).width == explorer._picture.shown_width == 520
+    explorer._picture.set_state({"dark": True, "pixel_ratio": 2.0})
+    dark = Image.open(io.BytesIO(explorer._picture.value)).convert("L")
+    assert dark.width == 1040 and np.asarray(dark)[:4].mean() < 60 and wide != narrow
+    explorer._picture.set_state({"room": 5})
+    assert explorer._picture.shown_width >= 400
+
+
+def test_what_is_copied_is_the_code(explorer: AttentionExplorer,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    sent: list[Any] = []
+    monkeypatch.setattr(explorer._picture, "send", sent.append)
+    explorer.controls.copy.click()
+    assert sent == [{"kind": "copy", "text": explorer.code()}]
+
+
+def test_words_where_no_widget_can_be_shown(explorer: AttentionExplorer) -> None:
+    bundle = explorer._repr_mimebundle_()
+    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert "cascade" in data["text/plain"] and "\n" not in data["text/plain"]
+
+
+def test_nothing_is_left_behind_by_many_changes() -> None:
+    model = cascade()
+    modes = [module.training for module in model.train().modules()]
+    explorer = AttentionExplorer(model, pictures())
+
+    def some(start: int) -> int:
+        for i in range(start, start + 60):
+            explorer.select(image=i % 3, block=1 + i % 6, head=1 + i % 4, query=(i % 2, 0))
+            explorer.ablate(1, 1 + i % 4, off=i % 3 == 0)
+        gc.collect()
+        return sum(type(one) in (Tensor, np.ndarray) for one in gc.get_objects())
+
+    some(0)
+    before = some(60)
+    assert some(120) <= before + 20, "arrays pile up"
+    assert len(explorer.session.subject(explorer.session.models[0])._kept) <= 12
+    assert [module.training for module in model.modules()] == modes
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
