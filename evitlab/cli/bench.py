@@ -16,6 +16,7 @@ from evitlab.records import ThroughputRecord, ThroughputSweep
 # By preset: what it takes beside --rounds, --threads and --json.
 _COMPARISONS: dict[str, tuple[str, ...]] = {
     "deploy": (), "timm": ("batch_sizes",), "analysis": ("batch_sizes",),
+    "explorer": (),
 }  # fmt: skip
 
 
@@ -31,7 +32,8 @@ def add(command: AddCommand) -> None:
         help="paper-cpu, paper-gpu, sweep, sweep-gpu, quick: models, engines and conditions, which "
         "the other options change; deploy: ratios of the deployed family to timm's models; timm: "
         "ratios of forward pass and training step, and the data path; analysis: what "
-        "head_similarity and channel_importance cost (default: %(default)s)",
+        "head_similarity and channel_importance cost; explorer: how fast it repaints "
+        "(default: %(default)s)",
     )  # fmt: skip
     bench.add_argument("--engines", nargs="+", metavar="NAME",
                        help="eager, channels-last, deploy, traced, compile, cuda-graph, "
@@ -55,7 +57,8 @@ def _bench(args: argparse.Namespace) -> None:
         raise ValueError("--resume: expected --json FILE, which it continues")
     if args.preset in _COMPARISONS:
         _refuse_other_options(args)
-        {"deploy": _deploy, "timm": _timm, "analysis": _analysis}[args.preset](args)
+        run = {"deploy": _deploy, "timm": _timm, "analysis": _analysis, "explorer": _explorer}
+        run[args.preset](args)
     else:
         _sweep(args)
 
@@ -231,6 +234,26 @@ def _analysis(args: argparse.Namespace) -> None:
     print(record.to_frame().to_string(index=False, float_format="{:.2f}".format))
     print(f"ratio: time with the analysis / of the plain passes, median of {record.rounds} rounds, "
           f"quartiles beside it; {record.environment.hardware}")  # fmt: skip
+    if args.json:
+        record.save(args.json)
+
+
+def _explorer(args: argparse.Namespace) -> None:
+    from evitlab.explorer.cost import MODELS, measure_explorer
+
+    record = measure_explorer(
+        args.models or MODELS,
+        rounds=30 if args.rounds is None else args.rounds,
+        threads=(args.threads or [2])[0],
+        command=args.command_line,
+    )
+    print(record.to_frame().to_string(index=False, float_format="{:.0f}".format))
+    print(f"from the choice to the picture's bytes, {record.width} pixels wide, median of the "
+          f"rounds, quartiles beside it; {record.environment.hardware}")  # fmt: skip
+    if record.peak_mib is not None and record.peak_mib_early is not None:
+        print(f"memory: {record.peak_mib_early:.0f} MiB at most in the first fifth of "
+              f"{record.interactions:,} interactions, {record.peak_mib:.0f} MiB in all of them; "
+              f"{record.hooks_left} hooks left")  # fmt: skip
     if args.json:
         record.save(args.json)
 

@@ -32,6 +32,7 @@ from evitlab.records.comparison import (
     quartiles,
 )
 from evitlab.records.environment import SCALES, Environment, environment_card
+from evitlab.records.explorer_cost import ExplorerCost, ExplorerStep
 from evitlab.records.heads import (
     BlockHeads,
     HeadSimilarities,
@@ -92,6 +93,8 @@ __all__ = [
     "DataPathRow",
     "DeployRatios",
     "Environment",
+    "ExplorerCost",
+    "ExplorerStep",
     "EpochLog",
     "FaithfulnessCurve",
     "FaithfulnessCurves",
