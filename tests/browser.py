@@ -50,17 +50,24 @@ _LISTEN = """() => {
   });
 }"""
 
-# SHA-256 of the picture's bytes; null while there is none, or another one is on its way.
+# SHA-256 of the picture's bytes; null while there is none, or another one may be on its way.
 _PICTURE = """async () => {
-  const picture = document.querySelector('img.evitlab-view');
-  if (!picture || !picture.complete || !picture.naturalWidth) return null;
-  const message = document.querySelector('.evitlab-message');
-  if (message && message.textContent.includes('…')) return null;
-  try {
-    const bytes = await (await fetch(picture.src)).arrayBuffer();
-    const digest = await crypto.subtle.digest('SHA-256', bytes);
-    return Array.from(new Uint8Array(digest), (byte) => byte.toString(16)).join('');
-  } catch { return null; }
+  const look = async () => {
+    const picture = document.querySelector('img.evitlab-view');
+    const kernel = window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel;
+    if (!picture?.complete || !picture.naturalWidth) return null;
+    if (kernel && kernel.status !== 'idle') return null;
+    if (document.querySelector('.evitlab-message')?.textContent.includes('…')) return null;
+    try {
+      const bytes = await (await fetch(picture.src)).arrayBuffer();
+      const digest = await crypto.subtle.digest('SHA-256', bytes);
+      return Array.from(new Uint8Array(digest), (byte) => byte.toString(16)).join('');
+    } catch { return null; }  // replaced in between
+  };
+  const first = await look();
+  if (first === null) return null;
+  await new Promise((done) => setTimeout(done, 200));  // a request may just have been sent
+  return await look() === first ? first : null;
 }"""
 
 
@@ -239,8 +246,11 @@ class Explorer:
         return self.page.locator(".evitlab-message").inner_text().strip()
 
     def expect_message(self, *words: str) -> None:
-        said = "(words) => words.every((word) => " \
-            "document.querySelector('.evitlab-message').textContent.includes(word))"
+        """The line for messages has the words; "" stands for an empty line."""
+        said = """(words) => {
+          const text = document.querySelector('.evitlab-message').textContent.trim();
+          return words.every((word) => word ? text.includes(word) : !text);
+        }"""
         self.page.wait_for_function(said, arg=list(words))
 
     def handle(self, name: str) -> Locator:

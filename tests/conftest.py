@@ -15,9 +15,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import pytest
 import torch
+from browser import NO_CHROMIUM, find_chromium
 from timm.layers import config as timm_config
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def pytest_report_header() -> str:
+    return f"browser tests: {find_chromium() or 'skipped, ' + NO_CHROMIUM}"
 
 
 @pytest.fixture(autouse=True, scope="session")
