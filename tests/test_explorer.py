@@ -18,14 +18,15 @@ from evitlab import AttentionExplorer, capture_attention, create_model, open_dat
 from evitlab.analysis.ablation import ablate_heads
 from evitlab.explorer.pictures import read_pictures
 from evitlab.explorer.session import Session
+from evitlab.records.view import AttentionView
 from evitlab.training.augment import normalize
 
 CLASSES = 7
 
 
 def cascade(**changes: Any) -> nn.Module:
-    options = {"img_size": 64, "num_classes": CLASSES, "window_size": (4, 4, 4)} | changes
-    return randomise(create_model("efficientvit_m0_p8", **options)).eval()
+    options: dict[str, Any] = {"img_size": 64, "num_classes": CLASSES, "window_size": (4, 4, 4)}
+    return randomise(create_model("efficientvit_m0_p8", **(options | changes))).eval()
 
 
 def swin() -> nn.Module:
@@ -41,6 +42,10 @@ def vit() -> nn.Module:
         "vit_tiny_patch16_224", img_size=48, num_classes=CLASSES, depth=3
     )
     return model.eval()
+
+
+def view_of(session: Session) -> AttentionView:
+    return session.views[0]
 
 
 def pictures(count: int = 3, side: int = 64) -> Tensor:
@@ -74,7 +79,7 @@ def test_maps_are_those_of_the_query(build: Any) -> None:
         rows, columns = block.layout.grid
         for query in ((0, 0), (rows - 1, columns // 2)):
             session.select(block=number, query=query)
-            view = session.views[0]
+            view = view_of(session)
             window, token = block.layout.find(*query)
             row = block.by_image()[0, window, :, token]  # [h, M]
             seen = int((row[0] > 1e-30).sum())
@@ -95,7 +100,7 @@ def test_maps_are_those_of_the_query(build: Any) -> None:
 def test_windows_hide_the_rest() -> None:
     session = Session(cascade(), pictures())
     session.select(block=1, query=(0, 0))
-    view = session.views[0]
+    view = view_of(session)
     assert view.window == (4, 4) and view.grid == (8, 8)
     assert np.isfinite(view.maps[:, :4, :4]).all()
     assert np.isnan(view.maps[:, 4:]).all() and np.isnan(view.maps[:, :, 4:]).all()
@@ -104,13 +109,13 @@ def test_windows_hide_the_rest() -> None:
 def test_one_window_is_no_window() -> None:
     session = Session(cascade(), pictures())
     session.select(block=2)
-    assert session.views[0].window is None and session.views[0].grid == (4, 4)
+    assert view_of(session).window is None and view_of(session).grid == (4, 4)
 
 
 def test_a_shifted_window_wraps_around() -> None:
     session = Session(swin(), pictures())
     session.select(block=2, query=(0, 0))
-    view = session.views[0]
+    view = view_of(session)
     assert view.shift != (0, 0)
     seen = np.isfinite(view.maps[0])
     assert seen[0, 0] and not seen[view.window[0] if view.window else 0, 0]
@@ -120,21 +125,21 @@ def test_blocks_share_the_place_of_the_query() -> None:
     session = Session(cascade(), pictures())
     session.select(block=1, query=(7, 2))
     session.select(block=2)
-    assert session.views[0].query == (3, 1)
+    assert view_of(session).query == (3, 1)
     session.select(block=1)
-    assert session.views[0].query == (7, 2)
+    assert view_of(session).query == (7, 2)
 
 
 def test_the_class_token_asks_where_there_is_one() -> None:
     session = Session({"vit": vit(), "cascade": cascade()}, pictures())
     session.select(query="class")
-    assert session.views[0].query is None
+    assert view_of(session).query is None
     session.select(model="cascade")
-    assert session.views[0].query is not None and not session.views[0].has_class_token
+    assert view_of(session).query is not None and not view_of(session).has_class_token
     with pytest.raises(ValueError, match="query: expected .* has no class token"):
         session.select(query="class")
     session.select(model="vit")
-    assert session.views[0].query is None, "the choice is kept for models that have one"
+    assert view_of(session).query is None, "the choice is kept for models that have one"
 
 
 @torch.no_grad()
@@ -142,7 +147,7 @@ def test_probabilities_with_and_without_a_head() -> None:
     model, x = cascade(), pictures(1)
     session = Session(model, x)
     session.ablate(2, 3, off=True)
-    view = session.views[0]
+    view = view_of(session)
     inputs = normalize(x, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     before = model(inputs).softmax(1)[0]
     with ablate_heads(model, {2: [3]}):
@@ -154,7 +159,7 @@ def test_probabilities_with_and_without_a_head() -> None:
         assert shown_after == pytest.approx(after[k].item(), rel=1e-4)
     assert not torch.allclose(before, after)
     session.restore()
-    assert all(after is None for *_, after in session.views[0].classes)
+    assert all(after is None for *_, after in view_of(session).classes)
 
 
 def test_the_new_first_class_is_shown_too() -> None:
@@ -173,7 +178,7 @@ def test_the_new_first_class_is_shown_too() -> None:
     for block in (1, 2, 3):
         for head in (1, 2, 3, 4):
             session.ablate(block, head, off=True)
-    view = session.views[0]
+    view = view_of(session)
     best = max(range(CLASSES), key=lambda k: session.look.probabilities[k])
     assert f"class {best}" in [name for name, *_ in view.classes]
 
@@ -216,7 +221,7 @@ def test_a_compared_model_follows() -> None:
 def test_other_overlays(build: Any, overlay: str) -> None:
     session = Session(build(), pictures(1))
     session.select(overlay=overlay)
-    heat = session.views[0].heat
+    heat = view_of(session).heat
     assert heat is not None and heat.ndim == 2
     assert 0 <= heat.min() and heat.max() == pytest.approx(1) and heat.std() > 0
 
@@ -224,10 +229,10 @@ def test_other_overlays(build: Any, overlay: str) -> None:
 def test_importance_is_the_loss_of_probability() -> None:
     session = Session(cascade(), pictures(1))
     session.select(importance=True)
-    found = session.views[0].importance
+    found = view_of(session).importance
     assert found is not None and found.shape == (6, 4)
     session.ablate(3, 2, off=True)
-    name, before, after = session.views[0].classes[0]
+    name, before, after = view_of(session).classes[0]
     assert after is not None and found[2, 1] == pytest.approx(before - after, abs=1e-5)
 
 
@@ -329,12 +334,12 @@ def test_all_kinds_of_pictures_are_the_same(tmp_path: Path) -> None:
 
 def test_pictures_are_cut_to_what_the_model_takes() -> None:
     session = Session(cascade(), [Image.new("RGB", (300, 200), "red")])
-    assert session.views[0].picture.shape == (64, 64, 3)
-    assert (session.views[0].picture == [255, 0, 0]).all()
+    assert view_of(session).picture.shape == (64, 64, 3)
+    assert (view_of(session).picture == [255, 0, 0]).all()
 
 
 def test_labels_by_number_and_name() -> None:
-    model = cascade()
+    model: Any = cascade()
     model.class_names = tuple("abcdefg")
     assert Session(model, pictures(2), labels=[2, 0]).views[0].label == "c"
     assert Session(model, pictures(2), labels=["cat", "dog"]).views[0].label == "cat"
@@ -388,8 +393,9 @@ def test_the_class_token_is_a_query(explorer: AttentionExplorer) -> None:
     before = explorer._picture.value
     controls.class_token.value = True
     assert explorer.view.query is None and explorer._picture.value != before
+    assert controls.class_token.value
     send(explorer, {"kind": "key", "key": "ArrowDown"})
-    assert explorer.view.query is not None and not controls.class_token.value
+    assert explorer.session.views[0].query == (1, 1) and not controls.class_token.value
 
 
 def send(explorer: AttentionExplorer, content: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from evitlab.datasets.folders import IMAGE_SUFFIXES
 
 _FROM_A_SET = 100  # pictures of a data set that is given by its name
 Size = tuple[int, int]
+Labels = Sequence[int | str] | Tensor | NDArray[Any] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class Picture:
         return fit_image(shades, size)[..., 0] > 127
 
 
-def read_pictures(images: Any, labels: Sequence[int | str] | None, size: Size) -> list[Picture]:
+def read_pictures(images: Any, labels: Labels, size: Size) -> list[Picture]:
     """Pictures from anything that holds some.
 
     Args:

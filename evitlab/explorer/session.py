@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from evitlab.explorer.pictures import Picture, read_pictures
+from evitlab.explorer.pictures import Labels, Picture, read_pictures
 from evitlab.explorer.subject import Block, Look, Off, Subject
 from evitlab.records.view import OVERLAYS, AttentionView
 
@@ -55,7 +55,7 @@ class Session:
         models: Models,
         images: Any,
         *,
-        labels: Sequence[int | str] | None = None,
+        labels: Labels = None,
         weights: str | None = None,
     ) -> None:
         self._weights = weights

@@ -12,7 +12,7 @@ import ipywidgets as widgets
 
 from evitlab.explorer.controls import Controls
 from evitlab.explorer.picture_widget import PictureWidget
-from evitlab.explorer.pictures import read_bytes, read_path
+from evitlab.explorer.pictures import Labels, read_bytes, read_path
 from evitlab.explorer.session import Models, Session
 from evitlab.figures.attention_view import ViewCanvas, attention_view, describe
 from evitlab.figures.style import save_picture
@@ -52,7 +52,7 @@ class AttentionExplorer(widgets.VBox):
         model: Models,
         images: Any,
         *,
-        labels: Sequence[int | str] | None = None,
+        labels: Labels = None,
         weights: str | None = None,
     ) -> None:
         self.session = Session(model, images, labels=labels, weights=weights)
