@@ -34,7 +34,10 @@ ALLOWED = {
     "explorer": {"analysis", "figures", "models", "datasets", "records"},
 }
 NOWHERE = {"cli", "explorer", "__main__"}
-HEAVY = {"matplotlib", "seaborn", "captum", "ipywidgets", "IPython", "nbclient", "jupyterlab"}
+HEAVY = {
+    "matplotlib", "seaborn", "captum", "ipywidgets", "anywidget", "IPython", "nbclient",
+    "jupyterlab",
+}  # fmt: skip
 
 
 def name_of(path: Path) -> str:
