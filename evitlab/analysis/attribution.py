@@ -29,7 +29,9 @@ from evitlab.analysis.explaining import (
     Targets,
     baseline_of,
     check_choice,
+    class_tokens_read,
     explaining,
+    within,
 )
 from evitlab.analysis.probe import watch_layer
 from evitlab.models.deploy import DeployedEfficientViT
@@ -239,7 +241,7 @@ def _grad_cam(explained: Explained, layer: str) -> Tensor:
 
     x, targets = explained.images, explained.targets
     explained.expects(len(x))
-    with watch_layer(explained.model, layer) as probe:
+    with watch_layer(within(explained.model), layer) as probe:
         captum = LayerGradCam(explained.forward, probe)
         maps = [
             captum.attribute(some.requires_grad_(), target=t, relu_attributions=True).detach()
@@ -255,8 +257,7 @@ def _last_map(model: nn.Module) -> str:
     Behind the last block of a model that reads out class tokens, the others lead nowhere.
     """
     names = [str(info["module"]) for info in getattr(model, "feature_info", None) or ()]
-    tokens = getattr(model, "num_prefix_tokens", 0)
-    back = 2 if tokens and getattr(model, "global_pool", "token") in ("token", "") else 1
+    back = 2 if class_tokens_read(model) else 1
     if len(names) < back:
         raise ValueError(
             f"layer: expected the dotted path of a feature map; {type(model).__name__} does not "

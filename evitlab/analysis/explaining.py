@@ -10,14 +10,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from evitlab.analysis.heads import _in_eval_mode
+from evitlab.analysis.conditions import in_eval_mode
+from evitlab.models.deployed_transformer import DeployedTransformer
 from evitlab.models.zoo import normalization
 from evitlab.training.augment import normalize
 
@@ -86,11 +87,10 @@ def explaining(
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     weights = [(weight, weight.requires_grad) for weight in model.parameters()]
-    place = weights[0][0].device if weights else images.device
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        _in_eval_mode(model, place, place),
+        in_eval_mode(model),
         tqdm(desc=title, unit="img", leave=False, delay=2) as bar,
     ):
         try:
@@ -155,6 +155,20 @@ def _blurred(x: Tensor) -> Tensor:
         padded = F.pad(x, pad, mode="replicate")
         x = F.conv2d(padded, kernel.view(1, 1, *shape).expand(C, -1, -1, -1), groups=C)
     return x
+
+
+def within(model: nn.Module) -> Any:
+    """The transformer that a deployed one wraps; any other model itself."""
+    return model.model if isinstance(model, DeployedTransformer) else model
+
+
+def class_tokens_read(model: nn.Module) -> int:
+    """How many class tokens, the first ones, the classifier reads; 0: it reads the whole grid."""
+    model = within(model)
+    if getattr(model, "global_pool", "token") not in ("token", ""):
+        return 0
+    tokens = getattr(model, "num_prefix_tokens", 0)
+    return min(tokens, 2 if hasattr(model, "head_dist") else 1)  # registers are not read
 
 
 def check_choice(name: str, given: object, known: Sequence[str]) -> None:

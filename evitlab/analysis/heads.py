@@ -77,7 +77,7 @@ def head_similarity(
         total.add(block.windows, _alike(block.maps, per))
 
     with in_eval_mode(model, place, home), capture_attention(model, each=each):
-        for batch in _batches(model, images, batch_size):
+        for batch in batches_of(model, images, batch_size, title="heads"):
             model(batch.to(place))
             count, like = count + len(batch), batch
     if count < 2 or like is None:
@@ -227,8 +227,13 @@ def _matrix(rows: list[list[float]]) -> tuple[tuple[float, ...], ...]:
     return tuple(_rounded(row) for row in rows)
 
 
-def _batches(model: nn.Module, images: Images, batch_size: int) -> Iterator[Tensor]:
-    """Float images [B, 3, H, W], as the model takes them."""
+def batches_of(
+    model: nn.Module, images: Images, batch_size: int, *, title: str
+) -> Iterator[Tensor]:
+    """Float images [B, 3, H, W], as the model takes them; `title` is the progress bar's.
+
+    Raises ValueError where images have another shape.
+    """
     mean, std = normalization(model)
     total: int | None = None
     batches: Iterable[Any]
@@ -242,7 +247,7 @@ def _batches(model: nn.Module, images: Images, batch_size: int) -> Iterator[Tens
         batches = images.split(batch_size) if len(images) else ()
     else:
         batches = images
-    shown = tqdm(batches, total=total, desc="heads", unit="batch", leave=False, delay=2)
+    shown = tqdm(batches, total=total, desc=title, unit="batch", leave=False, delay=2)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     for batch in shown:
         pixels = batch[0] if isinstance(batch, (tuple, list)) else batch
@@ -250,6 +255,3 @@ def _batches(model: nn.Module, images: Images, batch_size: int) -> Iterator[Tens
             got = list(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
             raise ValueError(f"images: expected batches [B, 3, H, W], got {got}")
         yield (pixels if pixels.is_floating_point() else normalize(pixels, mean, std)).to(dtype)
-
-
-_in_eval_mode = in_eval_mode

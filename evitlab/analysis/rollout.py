@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from evitlab.analysis.capture import AttentionMaps, capture_attention
-from evitlab.analysis.explaining import check_choice
-from evitlab.analysis.heads import Images, _batches, _in_eval_mode
+from evitlab.analysis.conditions import in_eval_mode
+from evitlab.analysis.explaining import check_choice, class_tokens_read
+from evitlab.analysis.heads import Images, batches_of
 from evitlab.analysis.layout import TokenLayout
 
 Heads = Literal["mean", "max"]
@@ -63,13 +64,13 @@ def attention_rollout(
         steps.append(_step(block, heads))
 
     place = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    read = _read_out(model)
+    class_tokens = class_tokens_read(model)
     found = []
-    with _in_eval_mode(model, place, place), capture_attention(model, each=each):
-        for batch in _batches(model, images, batch_size):
+    with in_eval_mode(model), capture_attention(model, each=each):
+        for batch in batches_of(model, images, batch_size, title="rollout"):
             steps.clear()
             model(batch.to(place))
-            found.append(_rolled(steps, read))
+            found.append(_rolled(steps, class_tokens))
     if not found:
         raise ValueError("images: expected at least 1, got none")
     return torch.cat(found)
@@ -98,14 +99,6 @@ class _Step(NamedTuple):
     attention: Tensor  # [B, w, N, M], of real queries and keys each row sums to 1
     queries: TokenLayout
     keys: TokenLayout
-
-
-def _read_out(model: nn.Module) -> int:
-    """How many class tokens the classifier reads; 0: it reads the mean over the grid."""
-    if getattr(model, "global_pool", "token") not in ("token", ""):
-        return 0
-    tokens = getattr(model, "num_prefix_tokens", 0)
-    return min(tokens, 2 if hasattr(model, "head_dist") else 1)  # registers are not read
 
 
 def _step(block: AttentionMaps, heads: Heads) -> _Step:

@@ -188,9 +188,9 @@ def faithfulness_curves(record: FaithfulnessCurves, *, title: str | None = None)
             axes.set_xlabel(f"pixels {verb}, most important first (%)")
             axes.set_title(f"{name.capitalize()}: {goal} is faithful")
             axes.set_xlim(0, 100)
-            axes.set_ylim(bottom=0)
             axes.legend(title="area", fontsize=7.5, title_fontsize=7.5, alignment="left",
                         loc="upper right" if name == "deletion" else "lower right")  # fmt: skip
+        panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel("probability of the class (%)")
         count = f"{record.images:,} image{'s' if record.images != 1 else ''}"
         figure.suptitle(
