@@ -224,9 +224,17 @@ def head_gap(view: AttentionView) -> float:
     return 26.0 if view.kind == "cascade" else 16.0
 
 
+def head_shape(view: AttentionView) -> tuple[int, int]:
+    """Rows and columns of a head's map: of the query's window, or of all tokens."""
+    if view.window is None or view.query is None or view.query_grid != view.grid:
+        return view.grid
+    (rows, columns), (high, wide) = view.grid, view.window
+    return min(rows, high), min(columns, wide)
+
+
 def _head_height(view: AttentionView, width: float) -> float:
     """Of its map."""
-    rows, columns = view.grid
+    rows, columns = head_shape(view)
     return min(width * rows / columns, 1.2 * width)
 
 
@@ -258,7 +266,7 @@ def head_boxes(view: AttentionView, rect: Rect) -> list[Rect]:
     for head in range(view.num_heads):
         row, column = divmod(head, columns)
         y = rect.y + HEADING + LINE + row * each
-        boxes.append(Rect(rect.x + column * pitch, y, width, height).fit(*view.grid))
+        boxes.append(Rect(rect.x + column * pitch, y, width, height).fit(*head_shape(view)))
     return boxes
 
 
