@@ -211,6 +211,7 @@ class Explorer:
         page.evaluate(_LISTEN)
         page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
         page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        self.check_no_error()
         self.wait_for_picture()
 
     def wait_for_picture(self) -> str:
