@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from evitlab.analysis.ablation import ablate_heads
 from evitlab.analysis.attribution import attribute, completeness_error
 from evitlab.analysis.attribution_picture import picture_attributions
 from evitlab.analysis.capture import capture_attention
@@ -80,6 +81,7 @@ __all__ = [
     "ThroughputRecord",
     "ThroughputSweep",
     "TrainingRecord",
+    "ablate_heads",
     "attention_rollout",
     "attribute",
     "capture_attention",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
@@ -106,3 +107,21 @@ class AttentionView:
     def off_here(self) -> tuple[int, ...]:
         """The heads of this block that are turned off."""
         return tuple(sorted({head for block, head in self.off if block == self.block}))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per head of the block: what stands below its map."""
+        heads = range(1, self.num_heads + 1)
+        return pd.DataFrame(
+            {
+                "model": self.model,
+                "picture": self.picture_name,
+                "block": self.block,
+                "name": self.block_name,
+                "kind": self.kind,
+                "head": heads,
+                "off": [(self.block, head) in self.off for head in heads],
+                "entropy": self.entropy,
+                "distance": self.distance,
+                "on_object": self.on_object,
+            }
+        )
