@@ -50,6 +50,11 @@ _LISTEN = """() => {
   });
 }"""
 
+# JupyterLab asks the kernel for widgets of an earlier page, before there is anything in it to ask.
+_FORGET_FIRST_QUESTION = """() => {
+  window.kernelComplaints = window.kernelComplaints.filter((text) => !/No such comm/.test(text));
+}"""
+
 # SHA-256 of the picture's bytes; null while there is none, or another one may be on its way.
 _PICTURE = """async () => {
   const look = async () => {
@@ -211,6 +216,7 @@ class Explorer:
         page.evaluate(_LISTEN)
         page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
         page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.evaluate(_FORGET_FIRST_QUESTION)
         self.check_no_error()
         self.wait_for_picture()
 
