@@ -48,9 +48,8 @@ def attention_view(
     with house_style():
         figure = new_figure(plan.width / _DPI, plan.height / _DPI, layout=None)
         axes = _sheet(figure, plan)
-        axes.add_patch(
-            Rectangle((0, 0), plan.width, plan.height, color=theme.ground, lw=0, gid="ground")
-        )
+        ground = Rectangle((0, 0), plan.width, plan.height, color=theme.ground, lw=0, zorder=-1)
+        axes.add_patch(ground)
         for panel in plan.panels:
             pen = Pen(axes, theme, transform=axes.transData, pixel_ratio=2.0)
             for artist in _painted(pen, panel, _viewed(panel, view, other)):

@@ -70,9 +70,10 @@ def share_name(value: float) -> str:
 
 
 def times(weight: float) -> str:
+    """A weight relative to uniform: "1.2 ×"."""
     if math.isnan(weight):
         return "–"
-    return f"{weight:.1f} × uniform" if weight < 9.95 else f"{weight:.0f} × uniform"
+    return f"{weight:.1f} ×" if weight < 9.95 else f"{weight:.0f} ×"
 
 
 def points(change: float) -> str:

@@ -129,15 +129,16 @@ def draw_map(pen: Pen, view: AttentionView, rect: Rect) -> None:
     """What is laid over the picture, alone, with its scale."""
     box = layout.map_box(view, rect)
     heat = view.heat if view.overlay != "attention" else None
+    beside = Rect(rect.x, box.y, rect.width - layout.SCALE_WIDTH, max(box.height, 110.0))
     if view.overlay == "attention" or heat is None:
         heading(pen, rect, f"Map of head {view.head}", right=layout.SCALE_WIDTH)
         pen.image(box, colored(view.maps[view.head - 1], pen.theme), gid="map")
         _grid_lines(pen, view, box)
-        scale(pen, box, [(tick_name(t), float(share(t))) for t in _TICKS], "× uniform")
+        scale(pen, beside, [(tick_name(t), float(share(t))) for t in _TICKS], "× uniform")
     else:
         heading(pen, rect, f"{OVERLAY_NAMES[view.overlay]}, alone", right=layout.SCALE_WIDTH)
         pen.image(box, palette(ATTENTION)[steps(heat)], gid="map")
-        scale(pen, box, [("0", 0.0), ("0.5", 0.5), ("1", 1.0)], "of largest")
+        scale(pen, beside, [("0", 0.0), ("0.5", 0.5), ("1", 1.0)], "of largest")
     if view.query is not None:
         query = box.cell(*view.query, *view.query_grid)
         pen.frames([query], *seen(query), gid="query")
@@ -187,7 +188,7 @@ def draw_heads(pen: Pen, view: AttentionView, rect: Rect) -> None:
         for line, (name, value) in enumerate(_numbers(view, head)):
             y = box.bottom + 13 + line * LINE
             pen.text(box.x, y, name, color=theme.muted)
-            pen.text(box.x + min(width, 112.0), y, value, align="right", gid=f"{name} {head}")
+            pen.text(box.x + min(width, 112.0), y, value, align="right", gid=f"{name} of {head}")
     if queries and queries[0].width >= 6:
         pen.frames(queries, ("black", 2.0), ("white", 1.0), gid="query")
     pen.lines(crosses, (theme.chosen, 1.5), gid="off")
@@ -203,7 +204,7 @@ def _numbers(view: AttentionView, head: int) -> Iterator[tuple[str, str]]:
     if view.on_object is not None:
         yield "object", share_name(view.on_object[head - 1])
     if view.class_weights is not None:
-        yield "class", times(float(view.class_weights[head - 1])).removesuffix(" uniform")
+        yield "class", times(float(view.class_weights[head - 1]))
 
 
 def draw_similarity(pen: Pen, view: AttentionView, rect: Rect) -> None:
@@ -325,9 +326,8 @@ PAINTERS: dict[Part, tuple[Callable[[Pen, AttentionView, Rect], None], tuple[str
     "picture": (draw_picture, (*_SIGHT, "picture", "mask")),
     "map": (draw_map, (*_SIGHT, "class_weights")),
     "heads": (draw_heads, (
-        "maps", "kind", "grid", "query", "query_grid", "window", "shift",
-        "head", "pair", "off_here", "entropy", "distance", "on_object",
-        "class_weights",
+        "maps", "kind", "grid", "query", "query_grid", "window", "shift", "head", "pair",
+        "off_here", "entropy", "distance", "on_object", "class_weights",
     )),
     "similarity": (draw_similarity, ("similarity", "head", "pair")),
     "classes": (draw_classes, ("classes", "label")),
