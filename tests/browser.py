@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Locator, Page
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NO_CHROMIUM = "no Chromium found (install the package chromium, or set EVITLAB_CHROMIUM to one)"
 START_S = 180  # a kernel that imports torch on a busy machine
-STEP_MS = 60_000
+STEP_S = 60
 
 # Complaints in the browser's console that are not ours, each with its reason.
 NOT_OURS = {
@@ -33,6 +33,8 @@ NOT_OURS = {
     r"404 \(Not Found\).*/(api/(sessions|contents|kernels)|lab/api/(workspaces|settings))": "asks",
     # Python's language server is not installed; the server lists none.
     r"/lsp/status": "no language server",
+    # Voila's page asks for icons there, and does without.
+    r"cdn\.jsdelivr\.net/npm/@fortawesome": "icons",
     # Chromium's own notice on how JupyterLab's editor is embedded.
     r"allow-scripts and allow-same-origin": "sandboxed frames",
 }
@@ -195,7 +197,7 @@ class Explorer:
     """The explorer on a page, as a reader handles it: by its labels, the mouse and the keys."""
 
     def __init__(self, page: Page) -> None:
-        page.set_default_timeout(STEP_MS)
+        page.set_default_timeout(1000 * STEP_S)
         self.page = page
         self.picture = page.locator("img.evitlab-view")
         self.complaints: list[str] = []
@@ -222,8 +224,9 @@ class Explorer:
 
     def wait_for_picture(self) -> str:
         """SHA-256 of the picture, once it is there and none is on its way."""
-        found = self.page.wait_for_function(_PICTURE, timeout=1000 * START_S)
-        return str(found.json_value())
+        found = self._wait_for(_PICTURE, START_S)
+        assert found, "expected a picture"
+        return found
 
     @contextmanager
     def repaint(self, *words: str) -> Iterator[None]:
@@ -235,13 +238,22 @@ class Explorer:
           const text = document.querySelector('img.evitlab-view').alt;
           return now !== null && now !== before && words.every((word) => text.includes(word));
         }}"""
-        try:
-            self.page.wait_for_function(changed, arg=[before, list(words)])
-        except Exception as error:
-            raise AssertionError(
-                f"expected another picture with {words}; there is {self.text!r}, "
-                f"changed: {self.page.evaluate(_PICTURE) != before}, message: {self.message!r}"
-            ) from error
+        assert self._wait_for(changed, STEP_S, [before, list(words)]), (
+            f"expected another picture with {words}; there is {self.text!r}, "
+            f"changed: {self.page.evaluate(_PICTURE) != before}, message: {self.message!r}"
+        )
+
+    def _wait_for(self, function: str, seconds: float, argument: Any = None) -> Any:
+        """What a function of the page returns, once that is true; else None after a time.
+
+        Playwright's own `wait_for_function` takes the promise of an async function for true.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := self.page.evaluate(function, argument):
+                return found
+            self.page.wait_for_timeout(50)
+        return None
 
     @property
     def text(self) -> str:
