@@ -24,14 +24,7 @@ from evitlab.figures.view_colors import (
     share,
     steps,
 )
-from evitlab.figures.view_ink import (
-    BODY,
-    SMALL,
-    STRONG,
-    Pen,
-    shortened,
-    text_width,
-)
+from evitlab.figures.view_ink import BODY, SMALL, STRONG, Pen, shortened, text_width
 from evitlab.figures.view_layout import HEADING, LINE, Part, Rect
 from evitlab.figures.view_marks import (
     caption,
