@@ -67,14 +67,14 @@ def attribution_grid(
     ratio = max(p.picture.shape[0] / p.picture.shape[1] for p in pictures)
     with house_style():
         figure = new_figure(
-            _SIDE * columns + 0.95, (_SIDE * ratio + 0.22) * len(pictures) + 1.6
+            _SIDE * columns + 0.95, (_SIDE * ratio + 0.3) * len(pictures) + 1.7
         )
-        pads = {"w_pad": 0.03, "h_pad": 0.03, "wspace": 0.02, "hspace": 0.02}
+        pads = {"w_pad": 0.03, "h_pad": 0.05, "wspace": 0.02, "hspace": 0.02}
         figure.set_layout_engine("constrained", **pads)
         grid = figure.subplots(len(pictures), columns, squeeze=False)
         for row, picture in zip(grid, pictures, strict=True):
             _draw_row(row, picture, methods, own_weights=len(weights) > 1)
-        for axes, name in zip(grid[0], ["", *methods], strict=True):
+        for axes, name in zip(grid[0], ["Image", *methods], strict=True):
             axes.set_title(
                 _TITLES.get(name, name), fontsize=8.5, fontweight="normal", loc="center", pad=4
             )
@@ -103,6 +103,7 @@ def _draw_row(
     extent = (0, width, height, 0)
     for axes in row:
         axes.set(xticks=[], yticks=[])
+        axes.set_anchor("N")
         axes.grid(False)
         axes.spines[:].set_visible(False)
     row[0].imshow(picture.picture, extent=extent, interpolation="nearest", gid="picture")
@@ -117,7 +118,7 @@ def _draw_row(
         colors, norm = _scale(signed=method in _SIGNED)
         axes.imshow(
             values / mean if mean > 0 else values, cmap=colors, norm=norm, extent=extent,
-            interpolation="nearest", gid=method,
+            interpolation="antialiased", gid=method,
         )  # fmt: skip
         if method == "integrated_gradients" and picture.completeness_error is not None:
             axes.set_xlabel(
@@ -141,15 +142,16 @@ def _add_bar(figure: Figure, axes: list[Axes], *, signed: bool) -> None:
     colors, norm = _scale(signed=signed)
     bar = figure.colorbar(
         ScalarMappable(norm, colors), ax=axes, location="bottom", fraction=0.05, pad=0.03,
-        aspect=34, shrink=0.9, extend="both",
+        aspect=34, shrink=0.9, extend="both", panchor=False,
     )  # fmt: skip
-    ticks = [-16, -4, -1, 0, 1, 4, 16] if signed else [1 / 4, 1 / 2, 1, 2, 4]
+    ticks = [-16, -4, 0, 4, 16] if signed else [1 / 4, 1 / 2, 1, 2, 4]
     bar.ax.xaxis.set_major_locator(FixedLocator(ticks))
     bar.ax.xaxis.set_minor_locator(NullLocator())
     bar.ax.xaxis.set_major_formatter(FuncFormatter(_multiple))
     bar.ax.tick_params(labelsize=7.5)
-    label = "× mean size: against (−) and for (+) the class" if signed else "× mean of the map"
-    bar.set_label(label, fontsize=8)
+    # Two short lines: one map may be all that stands above.
+    label = "× mean size\n− against, + for the class" if signed else "× mean of the map"
+    bar.set_label(label, fontsize=7.5)
     bar.outline.set_visible(False)
 
 
