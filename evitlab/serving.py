@@ -25,12 +25,13 @@ from evitlab.records import write_atomically
 LOOPBACK = "127.0.0.1"
 GRACE_S = 20  # what a server may take to end its kernels
 
+_RUN = "Run both cells (*Run → Run All Cells*). Then click"
 _GUIDE = """\
 # Attention heads, one by one
 
-Run both cells (*Run → Run All Cells*). Then click a patch of the picture, or press Tab until the \
-picture has a frame and use the arrow keys: the patch becomes the query, and the colours show how \
-much attention it pays to each other patch, relative to an even spread."""
+{click} a patch of the picture, or press Tab until the picture has a frame and use the arrow keys: \
+the patch becomes the query, and the colours show how much attention it pays to each other patch, \
+relative to an even spread."""
 
 
 def explorer_notebook(
@@ -39,6 +40,7 @@ def explorer_notebook(
     *,
     weights: str | None = None,
     folder: Path | None = None,
+    app: bool = False,
 ) -> nbformat.NotebookNode:
     """A notebook that shows the explorer: a guide, the import, the explorer.
 
@@ -46,6 +48,7 @@ def explorer_notebook(
         models: {name on screen: name or absolute path}; a second one is shown beside the first.
         images, weights: as `AttentionExplorer` takes them; paths absolute.
         folder: where the kernel goes first, so that views are saved there; None: the notebook's.
+        app: for Voila, which runs the cells by itself.
     """
     first = ["import evitlab"]
     if folder is not None:
@@ -60,7 +63,9 @@ def explorer_notebook(
     lines.append(f"explorer = evitlab.AttentionExplorer({named}, {images!r}{with_weights})")
     lines += [f"explorer.select(compare={other!r})" for other in others[:1]]
     cells = [
-        nbformat.v4.new_markdown_cell(_GUIDE, id="guide"),
+        nbformat.v4.new_markdown_cell(
+            _GUIDE.format(click="Click" if app else _RUN), id="guide"
+        ),
         nbformat.v4.new_code_cell("\n".join(first), id="import"),
         nbformat.v4.new_code_cell("\n".join([*lines, "explorer"]), id="explorer"),
     ]

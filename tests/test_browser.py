@@ -87,7 +87,10 @@ def patch(row: int, column: int, width: float) -> tuple[float, float]:
 
 def test_two_models_linked(explorer: Explorer, shots: Path) -> None:
     assert SMALL in explorer.text
+    explorer.page.set_viewport_size({"width": 1280, "height": 2000})  # both of them to be seen
+    explorer.wait_for_picture()
     explorer.page.screenshot(path=shots / "two_models.png")
+    explorer.page.set_viewport_size(WINDOW)
     with explorer.repaint(SMALL):
         explorer.choose("Compare with", "nothing")
 
@@ -174,6 +177,8 @@ def test_own_pictures_and_wrong_ones(explorer: Explorer, tmp_path: Path) -> None
 
 def test_half_width_and_dark(explorer: Explorer, shots: Path) -> None:
     page = explorer.page
+    with explorer.repaint("embedded 0"):
+        explorer.handle("Image").press("Home")
     with explorer.repaint():
         page.set_viewport_size({"width": 640, "height": 2400})
     page.screenshot(path=shots / "half_width.png")
@@ -190,7 +195,7 @@ def test_half_width_and_dark(explorer: Explorer, shots: Path) -> None:
 def test_voila(browser: Browser, tmp_path: Path, shots: Path) -> None:
     """What `evitlab explore --app` starts."""
     log = tmp_path / "voila.log"
-    notebook = serving.explorer_notebook({SMALL: SMALL}, "embedded")
+    notebook = serving.explorer_notebook({SMALL: SMALL}, "embedded", app=True)
     with serving.placed(notebook, tmp_path / "explore.ipynb") as file:
         command = serving.server_command(file, app=True, port=free_port(), browser=False)
         with running(command, log, at_home_in(tmp_path)):

@@ -71,7 +71,9 @@ def test_notebook(served: Served, pictures: Path) -> None:
     assert main(["explore", SMALL, "--images", "pictures"]) == 0
     nbformat.validate(served.notebook)
     guide, first, _ = served.notebook.cells
-    assert guide.cell_type == "markdown" and "arrow keys" in guide.source
+    assert guide.cell_type == "markdown" and "Run All Cells" in guide.source
+    page = serving.explorer_notebook({SMALL: SMALL}, "embedded", app=True)
+    assert "Run" not in page.cells[0].source and "Click a patch" in page.cells[0].source
     assert "import evitlab" in first.source
     assert f"os.chdir({str(pictures.parent)!r})" in first.source  # where views are saved
     assert served.code.splitlines() == [

@@ -53,8 +53,9 @@ def _explore(args: argparse.Namespace) -> int:
         session.subject(name)  # opened only when it is asked for
 
     notebook = serving.explorer_notebook(
-        models, images, weights=weights, folder=None if args.notebook is not None else Path.cwd()
-    )
+        models, images, weights=weights, app=args.app,
+        folder=None if args.notebook is not None else Path.cwd(),
+    )  # fmt: skip
     with serving.placed(notebook, args.notebook) as file:
         command = serving.server_command(
             file, app=args.app, port=args.port, browser=not args.no_browser
