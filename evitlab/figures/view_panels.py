@@ -81,7 +81,7 @@ def _circumstances(view: AttentionView) -> Iterator[str]:
 
 def kind_name(view: AttentionView) -> str:
     if view.window is None:
-        return "global"
+        return {"global": "global", "window": "one window"}.get(view.kind, "cascade, one window")
     size = f"windows of {view.window[0]} × {view.window[1]}"
     shifted = ", shifted" if any(view.shift) else ""
     return f"{'cascade, ' if view.kind == 'cascade' else ''}{size}{shifted}"
