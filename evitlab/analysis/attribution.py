@@ -1,27 +1,19 @@
 """What a prediction rests on: pixels of the image, or heads of the attention blocks.
 
-Captum does the work where it has the method. It takes one layer at a time, so the conductance of
-all heads, which one sweep gives at once, is worked out here, and tested against captum's.
+Captum does the work where it has the method.
 
-Shape legend: B images, H x W pixels, w windows of an image, G = B * w, h heads, N queries,
-v width of V, k heads that are computed together.
+Shape legend: B images, H x W pixels, C channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from evitlab.analysis.ablation import ablate_heads
-from evitlab.analysis.capture import (
-    AttentionMaps,
-    HeadOutputs,
-    attention_modules,
-    capture_attention,
-)
+from evitlab.analysis.capture import attention_modules
 from evitlab.analysis.explaining import (
     Baseline,
     Explained,
@@ -33,6 +25,7 @@ from evitlab.analysis.explaining import (
     explaining,
     within,
 )
+from evitlab.analysis.head_attribution import head_ablation, head_conductance
 from evitlab.analysis.probe import watch_layer
 from evitlab.models.deploy import DeployedEfficientViT
 
@@ -101,6 +94,8 @@ def attribute(
     Pitfall: all of them say what the model reacts to, none that it is right to; and pixels of the
     baseline's own value get nothing from integrated gradients. Heads' conductances do not add up
     to the score: much of it passes the heads by, and through several blocks one after the other.
+    EfficientViT's last map has 4 x 4 positions at 224 pixels, and each has seen the whole image:
+    Grad-CAM may light up beside the object there; an earlier `layer` is finer.
     """
     check_choice("method", method, METHODS)
     _check_options(method, steps, tolerance, patch, layer)
@@ -119,7 +114,7 @@ def attribute(
         if method == "grad_cam":
             found = _grad_cam(explained, layer or _last_map(model))
         elif method == "head_ablation":
-            found = _head_ablation(explained)
+            found = head_ablation(explained)
         else:
             x0 = baseline_of(model, explained.images, baseline)
             if method == "integrated_gradients":
@@ -127,7 +122,7 @@ def attribute(
             elif method == "occlusion":
                 found = _occlusion(explained, x0, patch)
             else:
-                found = _conductance(explained, x0, steps or _CONDUCTANCE_STEPS)
+                found = head_conductance(explained, x0, steps or _CONDUCTANCE_STEPS)
         return found.detach()
 
 
@@ -292,98 +287,6 @@ def _occlusion(explained: Explained, x0: Tensor, patch: int | tuple[int, int] | 
             for some, before, t in parts
         ]  # fmt: skip
     return torch.cat(found)[:, 0]  # the same for each channel: they were covered together
-
-
-def _head_ablation(explained: Explained) -> Tensor:
-    """[B, blocks, most heads]"""
-    x, targets = explained.images, explained.targets
-    counts: dict[int, int] = {}
-
-    def count(block: AttentionMaps) -> None:
-        counts[block.block] = block.num_heads
-
-    with capture_attention(explained.model, each=count):
-        before = explained.scores(x, targets)
-    explained.expects(len(x) * (sum(counts.values()) + 1))
-    found = before.new_full((len(x), len(counts), max(counts.values())), float("nan"))
-    for block, heads in counts.items():
-        for head in range(1, heads + 1):
-            with ablate_heads(explained.model, {block: [head]}):
-                found[:, block - 1, head - 1] = before - explained.scores(x, targets)
-    return found
-
-
-class _Steps(NamedTuple):
-    """Some heads of a block, at points of the path one after the other."""
-
-    block: int
-    heads: range
-    values: Tensor  # [points, n, w, k, N, v]
-    gradients: Tensor  # the same shape, of the score
-
-
-def _conductance(explained: Explained, x0: Tensor, steps: int) -> Tensor:
-    """[B, blocks, most heads]: the gradients along the path, times how far the outputs moved.
-
-    Passes hand the path's last point on to the next, so each point is computed once.
-    """
-    size = max(1, explained.batch_size // 8)  # few images, so that a pass has many points
-    explained.expects(len(x0) * (steps + 1))
-    parts = (whole.split(size) for whole in (explained.images, x0, explained.targets))
-    found = []
-    for x, before, targets in zip(*parts, strict=True):
-        totals: dict[tuple[int, range], Tensor] = {}
-        last: list[_Steps] = []
-        points = torch.linspace(0, 1, steps + 1, dtype=x.dtype, device=x.device)
-        for some in points.split(max(1, explained.batch_size // len(x))):
-            path = before + some.view(-1, 1, 1, 1, 1) * (x - before)
-            heads = _heads_of(explained, path, targets)
-            joined = [
-                _Steps(b.block, b.heads, torch.cat([a.values, b.values]),
-                       torch.cat([a.gradients, b.gradients]))
-                for a, b in zip(last, heads, strict=True)
-            ] if last else heads  # fmt: skip
-            for part in joined:
-                moved = part.values.diff(dim=0)
-                slope = (part.gradients[1:] + part.gradients[:-1]) / 2
-                total = (moved * slope).sum((0, 2, 4, 5))  # [n, k]
-                key = part.block, part.heads
-                totals[key] = totals[key] + total if key in totals else total
-            last = [
-                part._replace(values=part.values[-1:], gradients=part.gradients[-1:])
-                for part in heads
-            ]
-        blocks, most = max(key[0] for key in totals), max(key[1].stop for key in totals) - 1
-        table = x.new_full((len(x), blocks, most), float("nan"))
-        for (block, which), total in totals.items():
-            table[:, block - 1, which.start - 1 : which.stop - 1] = total
-        found.append(table)
-    return torch.cat(found)
-
-
-def _heads_of(explained: Explained, path: Tensor, targets: Tensor) -> list[_Steps]:
-    """The heads' outputs along a path of images [points, n, 3, H, W], and the score's gradient."""
-    parts: list[HeadOutputs] = []
-
-    def keep(part: HeadOutputs) -> Tensor:
-        own = part.values.clone()  # the tensor that the model goes on with
-        parts.append(part._replace(values=own))
-        return own
-
-    def forget(_block: AttentionMaps) -> None:
-        """Maps would be kept otherwise."""
-
-    points = len(path)
-    with capture_attention(explained.model, each=forget, edit=keep):
-        scores = explained.forward(path.flatten(0, 1).requires_grad_())
-    total = scores.gather(1, targets.repeat(points)[:, None]).sum()
-    gradients = torch.autograd.grad(total, [part.values for part in parts])
-    shape = (points, len(targets), -1)
-    return [
-        _Steps(part.block, part.heads, part.values.detach().unflatten(0, shape),
-               slope.unflatten(0, shape))
-        for part, slope in zip(parts, gradients, strict=True)
-    ]  # fmt: skip
 
 
 def _split(explained: Explained, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
