@@ -244,7 +244,7 @@ def test_object_outline_lies_in_the_picture() -> None:
 def test_overlay_has_its_own_scale(overlay: str) -> None:
     figure = attention_view(make(overlay=overlay, heat=np.eye(3)))
     assert pixels(figure, "map").shape == (3, 3, 4)
-    assert "of largest" in labels(figure, "unit") and "tick 0.5"
+    assert "of largest" in labels(figure, "unit") and labels(figure, "tick 0.5")
     assert strokes(figure, "window") == []
     attention_view(make(overlay=overlay, heat=None))  # not computed yet
 
@@ -455,8 +455,8 @@ def test_description() -> None:
     text = describe(full())
     assert text == (
         "Attention of toy_vit (trained on nothing) on noise 3, true class cat: block 2 of 3 "
-        "(cascade, one window), head 1 of 3 beside head 2, query row 1, column 1; predicted cat, 60 %, with "
-        "2 heads off 40 %."
+        "(cascade, one window), head 1 of 3 beside head 2, query row 1, column 1; predicted "
+        "cat, 60 %, with 2 heads off 40 %."
     )
     assert "(global)" in describe(make()) and "(one window)" in describe(make(kind="window"))
     assert "query class token" in describe(full(query=None))
