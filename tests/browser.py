@@ -29,18 +29,10 @@ STEP_S = 60
 
 # Complaints in the browser's console that are not ours, each with its reason.
 NOT_OURS = {
-    # JupyterLab asks for workspaces and sessions that do not exist yet, and takes 404 for "new".
-    r"404 \(Not Found\).*/(api/(sessions|contents|kernels)|lab/api/(workspaces|settings))": "asks",
-    # Python's language server is not installed; the server lists none.
-    r"/lsp/status": "no language server",
-    # Voila's page asks for icons there, and does without.
-    r"cdn\.jsdelivr\.net/npm/@fortawesome": "icons",
-    # Chromium's own notice on how JupyterLab's editor is embedded.
-    r"allow-scripts and allow-same-origin": "sandboxed frames",
+    r"cdn\.jsdelivr\.net/npm/@fortawesome": "Voila's page asks for icons there; the explorer has none",
 }
 
-# Set before the page's own scripts run: what the kernel reports outside of any cell, as errors of
-# a widget's callbacks are.
+# What the kernel reports outside of any cell, as errors in a widget's callbacks are.
 _LISTEN = """() => {
   window.kernelComplaints = [];
   const panel = window.jupyterapp.shell.currentWidget;
