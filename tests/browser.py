@@ -29,7 +29,7 @@ STEP_S = 60
 
 # Complaints in the browser's console that are not ours, each with its reason.
 NOT_OURS = {
-    r"cdn\.jsdelivr\.net/npm/@fortawesome": "Voila's page asks for icons there; the explorer has none",
+    r"cdn\.jsdelivr\.net/npm/@fortawesome": "icons that Voila's page can do without",
 }
 
 # What the kernel reports outside of any cell, as errors in a widget's callbacks are.
