@@ -192,6 +192,7 @@ class Explorer:
         page.set_default_timeout(1000 * STEP_S)
         self.page = page
         self.picture = page.locator("img.evitlab-view")
+        self.whole = page.locator(".widget-vbox").filter(has=self.picture).first
         self.complaints: list[str] = []
         page.on("console", self._on_console)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))

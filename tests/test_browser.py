@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason=NO_CHROMIUM)
 
-SMALL, LARGE = "efficientvit_m0_cifar10", "efficientvit_m4"
+SMALL, LARGE = "efficientvit_m0_embedded", "efficientvit_m4"
 MODELS = {SMALL: SMALL, LARGE: LARGE}
 WINDOW: ViewportSize = {"width": 1280, "height": 1500}
 
@@ -102,6 +102,7 @@ def test_sliders_by_keyboard(explorer: Explorer, shots: Path) -> None:
         explorer.handle("Head").press("ArrowRight")
         explorer.handle("Head").press("ArrowRight")
     explorer.page.screenshot(path=shots / "main.png")
+    explorer.whole.screenshot(path=shots / "explorer.png")
     with explorer.repaint("embedded 1"):
         explorer.handle("Image").press("ArrowRight")
     with explorer.repaint("embedded 0", "block 1 of"):
