@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from browser import (
     NO_CHROMIUM,
+    START_S,
     Explorer,
     at_home_in,
     chromium,
@@ -53,8 +54,30 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def explorer(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explorer]:
-    """The notebook of `evitlab explore SMALL --compare LARGE`, run in JupyterLab."""
+def voila(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explorer]:
+    """The page of `evitlab explore SMALL --app`, on its way."""
+    folder = tmp_path_factory.mktemp("voila")
+    log = folder / "voila.log"
+    notebook = serving.explorer_notebook({SMALL: SMALL}, "embedded", app=True)
+    with serving.placed(notebook, folder / "explore.ipynb") as file:
+        command = serving.server_command(file, app=True, port=free_port(), browser=False)
+        with running(command, log, at_home_in(folder)):
+            wait_until(lambda: "token=" in log.read_text(), log)
+            address = re.search(r"http://127\.0\.0\.1:\S+", log.read_text())
+            assert address is not None, log.read_text()
+            found = Explorer(browser.new_page(viewport=WINDOW))
+            found.page.goto(address[0], wait_until="commit", timeout=1000 * START_S)
+            yield found
+
+
+@pytest.fixture(scope="module")
+def explorer(
+    browser: Browser, voila: Explorer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Explorer]:
+    """The notebook of `evitlab explore SMALL --compare LARGE`, run in JupyterLab.
+
+    Voila's kernel loads torch while this one does: half of the time is spent there.
+    """
     folder, state = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("state")
     notebook = serving.explorer_notebook(MODELS, "embedded")
     with (
@@ -193,27 +216,16 @@ def test_half_width_and_dark(explorer: Explorer, shots: Path) -> None:
         page.evaluate(theme, "JupyterLab Light")
 
 
-def test_voila(browser: Browser, tmp_path: Path, shots: Path) -> None:
-    """What `evitlab explore --app` starts."""
-    log = tmp_path / "voila.log"
-    notebook = serving.explorer_notebook({SMALL: SMALL}, "embedded", app=True)
-    with serving.placed(notebook, tmp_path / "explore.ipynb") as file:
-        command = serving.server_command(file, app=True, port=free_port(), browser=False)
-        with running(command, log, at_home_in(tmp_path)):
-            wait_until(lambda: "token=" in log.read_text(), log)
-            address = re.search(r"http://127\.0\.0\.1:\S+", log.read_text())
-            assert address is not None, log.read_text()
-            explorer = Explorer(browser.new_page(viewport=WINDOW))
-            explorer.page.goto(address[0])
-            explorer.wait_for_picture()
-            with explorer.repaint("block 2 of"):
-                explorer.handle("Block").press("ArrowRight")
-            with explorer.repaint("block 1 of"):
-                explorer.handle("Block").press("ArrowLeft")
-            box = explorer.picture.bounding_box()
-            assert box is not None
-            x, y = patch(0, 0, box["width"])
-            with explorer.repaint("row 1, column 1"):
-                explorer.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
-            explorer.page.screenshot(path=shots / "voila.png")
-            explorer.check_no_error()
+def test_voila(voila: Explorer, shots: Path) -> None:
+    voila.wait_for_picture()
+    with voila.repaint("block 2 of"):
+        voila.handle("Block").press("ArrowRight")
+    with voila.repaint("block 1 of"):
+        voila.handle("Block").press("ArrowLeft")
+    box = voila.picture.bounding_box()
+    assert box is not None
+    x, y = patch(0, 0, box["width"])
+    with voila.repaint("row 1, column 1"):
+        voila.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    voila.page.screenshot(path=shots / "voila.png")
+    voila.check_no_error()
