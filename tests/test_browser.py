@@ -199,6 +199,14 @@ def test_own_pictures_and_wrong_ones(explorer: Explorer, tmp_path: Path) -> None
     explorer.expect_message("")
 
 
+def test_view_is_saved_beside_the_notebook(explorer: Explorer) -> None:
+    explorer.push("Save")
+    explorer.expect_message("saved", ".png", ".svg")
+    explorer.push("Copy code")  # nothing to see, and no complaint
+    code = explorer.page.locator("textarea").last.input_value()
+    assert code.startswith("evitlab.AttentionExplorer(") and code.endswith('.save("view")')
+
+
 def test_half_width_and_dark(explorer: Explorer, shots: Path) -> None:
     page = explorer.page
     with explorer.repaint("embedded 0"):
