@@ -227,7 +227,7 @@ def test_a_name_is_not_a_path(name, tmp_path):
 def test_jupyter_gets_a_small_png():
     figure = figures.fig6_block(block_trace())
     assert isinstance(figure, HouseFigure)
-    data = figure._repr_png_()
+    data = figure._repr_mimebundle_()["image/png"]
     assert data.startswith(b"\x89PNG") and len(data) < 100_000
 
 

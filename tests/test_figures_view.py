@@ -455,7 +455,7 @@ def test_description() -> None:
     text = describe(full())
     assert text == (
         "Attention of toy_vit (trained on nothing) on noise 3, true class cat: block 2 of 3 "
-        "(cascade, one window), head 1 of 3 beside head 2, query row 1, column 1; predicted "
+        "(cascade, one window), head 1 of 3 beside head 2, query (0, 0); predicted "
         "cat, 60 %, with 2 heads off 40 %."
     )
     assert "(global)" in describe(make()) and "(one window)" in describe(make(kind="window"))

@@ -46,7 +46,7 @@ class Controls:
         self.save = _button("Save", "The view as PNG and SVG, beside the notebook")
         self.copy = _button("Copy code", "The line that makes this view again")
         self.code = widgets.Textarea(
-            description="Code", rows=2, style=_STYLE, layout=widgets.Layout(flex="1 1 400px")
+            description="Code", rows=3, style=_STYLE, layout=widgets.Layout(flex="1 1 400px")
         )
 
     def above(self) -> tuple[widgets.Widget, ...]:

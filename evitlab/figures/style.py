@@ -23,6 +23,7 @@ from evitlab.resources import figures_dir
 PALETTE = (
     "#D55E00", "#0072B2", "#00805C", "#A3447A", "#A66F00", "#3585B5", "#7A4A2B", "#5B5B5B",
 )  # fmt: skip
+_LARGE_BYTES = 80_000  # of a PNG in a notebook
 INK, MUTED, RULE = "#1F1F1F", "#666666", "#D9D9D9"
 
 _RC: dict[Any, Any] = {
@@ -68,9 +69,18 @@ def house_style() -> Iterator[None]:
 class HouseFigure(Figure):
     """A figure outside pyplot's registry, so none stays open; Jupyter shows it all the same."""
 
-    def _repr_png_(self) -> bytes:
+    def _repr_mimebundle_(self, **_options: Any) -> dict[str, bytes]:
+        """Where a photograph makes the PNG large, 256 colours or a JPEG are enough on screen."""
         with house_style():
-            return _render(self, "png", dpi=100)
+            png = _render(self, "png", dpi=100)
+        if len(png) <= _LARGE_BYTES:
+            return {"image/png": png}
+        with Image.open(io.BytesIO(png)) as shown:
+            few, jpeg = _in_few_colors(shown.convert("RGB")), io.BytesIO()
+            shown.convert("RGB").save(jpeg, "JPEG", quality=75, optimize=True)
+        if len(few) <= len(jpeg.getvalue()):
+            return {"image/png": few}
+        return {"image/jpeg": jpeg.getvalue()}
 
 
 def new_figure(
@@ -160,8 +170,13 @@ def _render(figure: Figure, format: str, *, dpi: float) -> bytes:
     figure.savefig(buffer, format=format, dpi=dpi, metadata=metadata)
     if format == "png" and not any(axes.images for axes in figure.axes):
         # A third of the size for line art, which notebooks and git carry; photographs would band.
-        drawing = Image.open(buffer).convert("RGB")
-        colors = drawing.quantize(256, dither=Image.Dither.NONE)
-        buffer = io.BytesIO()
-        colors.save(buffer, "PNG", optimize=True, dpi=(dpi, dpi))
+        return _in_few_colors(Image.open(buffer).convert("RGB"), dpi=dpi)
+    return buffer.getvalue()
+
+
+def _in_few_colors(drawing: Image.Image, *, dpi: float = 100) -> bytes:
+    """A PNG with 256 colours, none of them mixed by dots."""
+    buffer = io.BytesIO()
+    colors = drawing.quantize(256, dither=Image.Dither.NONE)
+    colors.save(buffer, "PNG", optimize=True, dpi=(dpi, dpi))
     return buffer.getvalue()

@@ -87,7 +87,7 @@ def _blends() -> NDArray[np.uint32]:
     """Every colour of the attention scale over every grey, [256 * 256], RGBA in one number."""
     colors = palette(ATTENTION).astype(float)[:, None]
     greys = np.arange(256.0)[None, :, None]
-    strength = np.linspace(0.38, 0.8, 256)[:, None, None]
+    strength = np.linspace(0.22, 0.82, 256)[:, None, None]
     mixed = (strength * colors + (1 - strength) * greys).astype(np.uint8)
     mixed[..., 3] = 255
     return mixed.view(np.uint32).reshape(-1)

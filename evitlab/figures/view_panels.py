@@ -88,9 +88,8 @@ def kind_name(view: AttentionView) -> str:
 
 
 def query_name(view: AttentionView) -> str:
-    if view.query is None:
-        return "class token"
-    return f"row {view.query[0] + 1}, column {view.query[1] + 1}"
+    """As `select` takes it: row and column counted from 0."""
+    return "class token" if view.query is None else str(view.query)
 
 
 def draw_picture(pen: Pen, view: AttentionView, rect: Rect) -> None:
