@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from evitlab import AttentionExplorer, capture_attention, create_model, open_dataset
 from evitlab.analysis.ablation import ablate_heads
+from evitlab.explorer.cost import measure_explorer
 from evitlab.explorer.pictures import read_pictures
 from evitlab.explorer.session import Session
+from evitlab.records import ExplorerCost
 from evitlab.records.view import AttentionView
+from evitlab.resources import data_dir
 from evitlab.training.augment import normalize
 
 CLASSES = 7
@@ -200,6 +203,16 @@ def test_entropy_distance_and_object_by_hand() -> None:
     np.testing.assert_allclose(view.distance, gaps, rtol=1e-4)
     assert view.mask is not None and view.on_object is not None
     np.testing.assert_allclose(view.on_object, view.mask.mean(), atol=0.01)
+
+
+def test_a_view_as_a_table() -> None:
+    session = Session(cascade(), open_dataset("embedded", "val", img_size=64, limit=2))
+    session.ablate(1, 3, off=True)
+    frame = view_of(session).to_frame()
+    assert list(frame["head"]) == [1, 2, 3, 4]
+    assert list(frame["off"]) == [False, False, True, False]
+    np.testing.assert_array_equal(frame["entropy"], view_of(session).entropy)
+    assert Session(cascade(), pictures()).views[0].to_frame()["on_object"].isna().all()
 
 
 def test_a_compared_model_follows() -> None:
@@ -561,3 +574,32 @@ def test_nothing_is_left_behind_by_many_changes() -> None:
     assert len(explorer.session.subject(explorer.session.models[0])._kept) <= 12
     assert [module.training for module in model.modules()] == modes
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+# What it costs.
+
+
+def test_cost_is_measured_step_by_step(tmp_path: Path) -> None:
+    record = measure_explorer(("efficientvit_m0_cifar10",), rounds=2, interactions=5, threads=1)
+    frame = record.to_frame()
+    assert list(frame["step"]) == ["query", "head", "block", "head off", "seen image", "new image"]
+    assert (frame["median_ms"] > 0).all() and (frame["slowest_ms"] >= frame["high_ms"]).all()
+    assert record.hooks_left == 0 and (record.peak_mib is None or record.peak_mib > 100)
+    assert ExplorerCost.load(record.save(tmp_path / "cost.json")) == record
+
+
+def test_cost_of_nothing() -> None:
+    with pytest.raises(ValueError, match="rounds: expected at least 1, got 0"):
+        measure_explorer(rounds=0)
+
+
+def test_the_recorded_cost_keeps_what_was_promised() -> None:
+    """150 ms for a step, 1 s for a new image, flat memory: as `evitlab bench` recorded it."""
+    record = ExplorerCost.load(data_dir() / "results" / "explorer.json")
+    medians = {(row.model, row.step): row.median_ms for row in record.rows}
+    for step in ("query", "head", "block"):
+        assert medians["efficientvit_m4", step] <= 150
+    assert medians["efficientvit_m4", "new image"] <= 1000
+    assert record.interactions >= 1000 and record.hooks_left == 0
+    assert record.peak_mib is not None and record.peak_mib_early is not None
+    assert record.peak_mib - record.peak_mib_early < 50

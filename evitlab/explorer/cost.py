@@ -64,23 +64,30 @@ def _steps(name: str, rounds: int) -> list[ExplorerStep]:
     blocks, pictures = explorer.view.blocks, len(session.pictures)
     place, fresh = count(), cycle(range(2, pictures))
     turn = count()
+    found = session.look.blocks
+    heads = [(block.number, head + 1) for block in found for head in range(block.num_heads)]
 
     def ask() -> None:
-        rows, columns = explorer.view.query_grid
-        where = next(place) % (rows * columns)
-        explorer.select(query=divmod(where, columns))
+        height, width = explorer.view.query_grid
+        explorer.select(query=divmod(next(place) % (height * width), width))
+
+    def switch() -> None:
+        """One more head off, up to all; then one more on: no set of heads comes twice."""
+        number = next(turn)
+        explorer.ablate(*heads[number % len(heads)], off=number // len(heads) % 2 == 0)
 
     steps: dict[str, Callable[[], object]] = {
         "query": ask,
         "head": lambda: explorer.select(head=1 + next(turn) % explorer.view.num_heads),
         "block": lambda: explorer.select(block=1 + next(turn) % blocks),
-        "head off": lambda: explorer.ablate(1, 1, off=next(turn) % 2 == 0),
+        "head off": switch,
         "seen image": lambda: explorer.select(image=next(turn) % 2),
         "new image": lambda: explorer.select(image=next(fresh)),
     }
-    found = []
+    rows = []
     for step, act in steps.items():
         explorer.restore()
+        turn = count()
         act(), act()
         times = []
         for _ in range(rounds):
@@ -89,8 +96,8 @@ def _steps(name: str, rounds: int) -> list[ExplorerStep]:
             times.append(1e3 * (time.perf_counter() - start))
         low, middle, high = quartiles(times)
         side = explorer.view.size[0]
-        found.append(ExplorerStep(name, side, step, rounds, middle, low, high, max(times)))
-    return found
+        rows.append(ExplorerStep(name, side, step, rounds, middle, low, high, max(times)))
+    return rows
 
 
 def _interact(explorer: AttentionExplorer, interactions: int, *, seed: int) -> float | None:
