@@ -137,11 +137,11 @@ def test_query_by_click_and_arrow_keys(explorer: Explorer) -> None:
     box = explorer.picture.bounding_box()
     assert box is not None
     x, y = patch(1, 2, box["width"])
-    with explorer.repaint("row 2, column 3"):
+    with explorer.repaint("query (1, 2)"):
         explorer.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
-    with explorer.repaint("row 2, column 4"):
+    with explorer.repaint("query (1, 3)"):
         explorer.picture.press("ArrowRight")
-    with explorer.repaint("row 3, column 4"):
+    with explorer.repaint("query (2, 3)"):
         explorer.page.keyboard.press("ArrowDown")  # the picture has kept the focus
 
 
@@ -233,7 +233,7 @@ def test_voila(voila: Explorer, shots: Path) -> None:
     box = voila.picture.bounding_box()
     assert box is not None
     x, y = patch(0, 0, box["width"])
-    with voila.repaint("row 1, column 1"):
+    with voila.repaint("query (0, 0)"):
         voila.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
     voila.page.screenshot(path=shots / "voila.png")
     voila.check_no_error()
