@@ -36,6 +36,7 @@ from torch.overrides import TorchFunctionMode
 from evitlab.analysis.conditions import fused_attention
 from evitlab.analysis.layout import TokenLayout, global_layout
 from evitlab.models.deployed_layers import DeployedAttention
+from evitlab.models.deployed_transformer import within
 from evitlab.models.efficientvit import CascadedGroupAttention, LocalWindowAttention
 
 # The modules in which attention happens, and over what: "global" is all tokens of an image.
@@ -223,7 +224,7 @@ class _Recorder(TorchFunctionMode):
         self._attentions = attentions
         self._each = each
         self._edit = edit
-        self._prefix = getattr(model, "num_prefix_tokens", None)
+        self._prefix = getattr(within(model), "num_prefix_tokens", None)
         self._images = 0
         self._img_size: tuple[int, ...] = ()
         self._maps: dict[nn.Module, tuple[int, ...]] = {}  # owner -> feature map [B, …]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -10,6 +11,10 @@ from timm.layers import config as timm_config
 from timm.layers import set_fused_attn
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# Who changes a model or torch for a while has both alone: JupyterLab runs a widget's callbacks in
+# a thread beside the cells. One lock for all of them, so that none waits for another for ever.
+ALONE = threading.RLock()
 
 
 @contextmanager
@@ -44,14 +49,14 @@ def fused_attention(model: nn.Module, enable: bool | None) -> Iterator[None]:
     if enable is None:
         yield
         return
-    flags = [
-        (module, module.fused_attn)
-        for module in model.modules()
-        if isinstance(getattr(module, "fused_attn", None), bool)
-    ]
-    switch = int(timm_config.use_fused_attn()) + int(timm_config.use_fused_attn(experimental=True))
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
+    with ALONE, ExitStack() as stack:
+        flags = [
+            (module, module.fused_attn)
+            for module in model.modules()
+            if isinstance(getattr(module, "fused_attn", None), bool)
+        ]
+        switch = sum(timm_config.use_fused_attn(experimental=more) for more in (False, True))
+        fast_path = torch.backends.mha.get_fastpath_enabled()
         stack.callback(set_fused_attn, switch > 0, experimental=switch > 1)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         for module, flag in flags:
@@ -75,22 +80,23 @@ def in_eval_mode(
     timm's LeViT, TinyViT and EfficientViT keep bias tables that they looked up, and drop them in
     `train()`, which is not how modes come back one by one: they get their own ones back too.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    key = "attention_bias_cache"
-    caches = [
-        (vars(module), vars(module)[key]) for module in model.modules() if key in vars(module)
-    ]
-    try:
-        if place != home:
-            model.to(place)
-        model.eval()
-        for attributes, _ in caches:
-            attributes[key] = {}
-        yield
-    finally:
-        if place != home:
-            model.to(home)
-        for module, was_training in modes:
-            module.training = was_training
-        for attributes, cache in caches:
-            attributes[key] = cache
+    with ALONE:
+        modes = [(module, module.training) for module in model.modules()]
+        key = "attention_bias_cache"
+        caches = [
+            (vars(module), vars(module)[key]) for module in model.modules() if key in vars(module)
+        ]
+        try:
+            if place != home:
+                model.to(place)
+            model.eval()
+            for attributes, _ in caches:
+                attributes[key] = {}
+            yield
+        finally:
+            if place != home:
+                model.to(home)
+            for module, was_training in modes:
+                module.training = was_training
+            for attributes, cache in caches:
+                attributes[key] = cache

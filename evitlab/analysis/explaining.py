@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from evitlab.analysis.conditions import in_eval_mode
-from evitlab.models.deployed_transformer import DeployedTransformer
+from evitlab.models.deployed_transformer import within
 from evitlab.models.zoo import normalization
 from evitlab.training.augment import normalize
 
@@ -155,11 +155,6 @@ def _blurred(x: Tensor) -> Tensor:
         padded = F.pad(x, pad, mode="replicate")
         x = F.conv2d(padded, kernel.view(1, 1, *shape).expand(C, -1, -1, -1), groups=C)
     return x
-
-
-def within(model: nn.Module) -> Any:
-    """The transformer that a deployed one wraps; any other model itself."""
-    return model.model if isinstance(model, DeployedTransformer) else model
 
 
 def class_tokens_read(model: nn.Module) -> int:

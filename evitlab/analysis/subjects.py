@@ -8,9 +8,11 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import ImageNetInfo
 from torch import nn
 
 from evitlab.models.deploy import DeployedEfficientViT, deploy
+from evitlab.models.deployed_transformer import within
 from evitlab.models.weights import load_weights
 from evitlab.models.zoo import (
     config_fields,
@@ -141,10 +143,36 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in model.state_dict().items()}
 
 
+def img_size_of(model: nn.Module) -> tuple[int, int]:
+    """(height, width) of the images that a model was built for, 224 x 224 if it does not say."""
+    inner = within(model)
+    for part in (getattr(inner, "config", None), getattr(inner, "patch_embed", None), inner):
+        given = getattr(part, "img_size", None)
+        if isinstance(given, (int, tuple, list)):
+            height, width = (given, given) if isinstance(given, int) else given
+            return int(height), int(width)
+    card = getattr(inner, "pretrained_cfg", None) or {}
+    _, height, width = card.get("input_size", (3, 224, 224))
+    return int(height), int(width)
+
+
 def default_img_size(model: nn.Module) -> int:
     """Pixels of a side of the square images that a model was made for, 224 if it does not say."""
-    card = getattr(model, "pretrained_cfg", None) or {}
-    return int(card.get("input_size", (3, 224, 224))[-1])
+    return img_size_of(model)[1]
+
+
+def class_names_of(model: nn.Module) -> tuple[str, ...]:
+    """The model's own, ImageNet's where it has a thousand classes, else numbers; () where it does
+    not say how many there are."""
+    inner = within(model)
+    own = tuple(getattr(inner, "class_names", ()))
+    count = int(getattr(inner, "num_classes", 0) or len(own))
+    if len(own) == count:
+        return own
+    if count == 1000:
+        info = ImageNetInfo()
+        return tuple(info.index_to_description(i).partition(",")[0] for i in range(count))
+    return tuple(f"class {i}" for i in range(count))
 
 
 def _timm_model(rest: str, img_size: int | None, name: str) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,10 +58,14 @@ _RC: dict[Any, Any] = {
 }
 
 
+# matplotlib's settings are shared by all threads, and widgets draw in one of their own.
+_ALONE = threading.RLock()
+
+
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw in the house style; matplotlib's own settings are put back at the end."""
-    with matplotlib.rc_context():
+    with _ALONE, matplotlib.rc_context():
         matplotlib.rcdefaults()  # a reader's own settings must not change a committed figure
         matplotlib.rcParams.update(_RC)
         yield

@@ -170,3 +170,8 @@ def _set(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
 
 def _exactly(values: Tensor) -> Tensor:
     return values.detach() if values.is_meta else values.detach().to("cpu", torch.float64)
+
+
+def within(model: nn.Module) -> Any:
+    """The transformer that a deployed one wraps; any other model itself."""
+    return model.model if isinstance(model, DeployedTransformer) else model
