@@ -14,7 +14,13 @@ from test_capture import state_of
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from evitlab import attribute, completeness_error, deploy, picture_attributions
+from evitlab import (
+    attribute,
+    completeness_error,
+    deletion_insertion,
+    deploy,
+    picture_attributions,
+)
 from evitlab.analysis.ablation import ablate_heads
 from evitlab.analysis.attribution import METHODS
 from evitlab.analysis.capture import HeadOutputs, capture_attention
@@ -397,6 +403,12 @@ def test_a_deployed_transformer_has_gradients(method: Any) -> None:
         ({"images": images()[0]}, r"images: expected \[B, 3, H, W\] with B > 0, got \[3, 64, 64\]"),
         ({"images": images()[:0]}, r"images: expected .* got \[0, 3, 64, 64\]"),
         ({"images": [1]}, "images: expected .* got list"),
+        ({"images": images()[:, :1]}, r"images: expected .* got \[2, 1, 64, 64\]"),
+        ({"images": images()[:, :, :0]}, r"images: expected .* got \[2, 3, 0, 64\]"),
+        ({"images": images(2, 80)}, "images: expected 64 x 64 pixels, which .*, got 80 x 80"),
+        ({"targets": ["cat", "dog"]}, r"targets: expected class numbers, got \['cat', 'dog'\]"),
+        ({"targets": [[0], [1, 2]]}, "targets: expected class numbers, got"),
+        ({"targets": {0}}, r"targets: expected class numbers, got \{0\}"),
         ({"targets": 7}, "targets: expected classes 0 to 6, got 7"),
         ({"targets": [0, -1]}, "targets: expected classes 0 to 6, got -1"),
         ({"targets": [0, 1, 2]}, r"targets: expected one, or 2 of them, got \[3\]"),
@@ -421,6 +433,56 @@ def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
         attribute(vit(), given.pop("images"), given.pop("targets", None), **given)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": images()[:, :1]}, r"images: expected .* got \[2, 1, 64, 64\]"),
+        ({"images": images(2, 80)}, "images: expected 64 x 64 pixels"),
+        ({"targets": "cat"}, "targets: expected class numbers, got 'cat'"),
+    ],
+)
+def test_mistakes_are_named_where_attributions_are_measured(
+    changes: dict[str, Any], message: str
+) -> None:
+    given = {"images": images(), "targets": 0, **changes}
+    found = torch.zeros(2, *given["images"].shape[2:])
+    with pytest.raises(ValueError, match=message):
+        completeness_error(vit(), given["images"], found, given["targets"])
+    with pytest.raises(ValueError, match=message):
+        deletion_insertion(vit(), given["images"], found, given["targets"], steps=1)
+
+
+@pytest.mark.parametrize("name", ["random pixels", "random patches"])
+def test_a_method_cannot_be_called_like_a_random_order(name: str) -> None:
+    with pytest.raises(ValueError, match=f"attributions: expected another name than '{name}'"):
+        deletion_insertion(Linear(), images(1, 4), {name: torch.zeros(1, 4, 4)}, steps=1)
+
+
+def test_a_model_needs_classes() -> None:
+    for model in (vit(num_classes=0), deploy(vit(num_classes=0))):
+        with pytest.raises(ValueError, match="model: expected a classifier, got VisionTransformer"):
+            attribute(model, images(), method="integrated_gradients")
+    tokens = vit(global_pool="", class_token=False)
+    with pytest.raises(ValueError, match=r"model: expected logits .* got \[2, 16, 7\]"):
+        attribute(tokens, images(), method="integrated_gradients")
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "swin_tiny_patch4_window7_224"])
+def test_a_size_that_a_model_cannot_take_is_named(name: str) -> None:
+    model = timm.create_model(name, num_classes=5).eval()
+    with pytest.raises(ValueError, match="images: expected 224 x 224 pixels, .* got 64 x 64"):
+        attribute(model, images(1, 64), method="grad_cam")
+
+
+def test_an_error_that_is_not_the_sizes_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        attribute(Linear(), images(1, 5), 0, method="integrated_gradients")  # says no size
+    model = vit()
+    model.to(torch.float64).head.float()
+    with pytest.raises(RuntimeError, match="dtype"):
+        attribute(model, images(1), method="grad_cam")
+
+
 def test_what_a_method_needs_is_named() -> None:
     plain = timm.create_model("resnet18", num_classes=4).eval()
     with pytest.raises(ValueError, match="model: expected attention of a known kind, got ResNet"):
@@ -429,6 +491,8 @@ def test_what_a_method_needs_is_named() -> None:
         attribute(Linear(), images(1, 4), method="grad_cam")
     with pytest.raises(ValueError, match=r"attribution: expected \[2, 64, 64\]"):
         completeness_error(plain, images(), torch.zeros(2, 8, 8))
+    with pytest.raises(ValueError, match=r"attribution: expected \[2, 64, 64\] .* got list"):
+        completeness_error(plain, images(), [0.0])  # type: ignore[arg-type]
 
 
 def test_a_picture_of_one_image() -> None:
@@ -448,3 +512,9 @@ def test_a_picture_of_one_image() -> None:
         picture_attributions(model, image, methods=["oclusion"])
     with pytest.raises(ValueError, match=r"image: expected uint8 \[3, H, W\], got torch.float32"):
         picture_attributions(model, image.float())
+
+
+def test_a_picture_names_imagenets_classes() -> None:
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    picture = picture_attributions(vit(num_classes=1000), image, 292, methods=["grad_cam"])
+    assert picture.target == "tiger"

@@ -195,6 +195,43 @@ def test_the_deployed_form_has_the_same(build: Callable[[], nn.Module]) -> None:
     )
 
 
+class Scores(nn.Module):
+    """A head of its own on tokens."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tokens = model
+        self.head = nn.Linear(model.num_features, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.tokens(x)[:, 0])
+        return scores
+
+
+def test_a_wrapped_model_is_followed_from_what_it_reads_out() -> None:
+    x = images()
+    for model in (vit(), vit(global_pool="avg"), swin(), vit("deit_tiny_distilled_patch16_224")):
+        expected = attention_rollout(model, x)
+        for wrapped in (nn.Sequential(nn.Identity(), model), nn.Sequential(deploy(model))):
+            found = attention_rollout(wrapped, x)
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+    token = attention_rollout(vit(), x)
+    assert not torch.allclose(token, attention_rollout(vit(), x, class_tokens=0))
+
+
+def test_what_a_wrapper_reads_out_itself_has_to_be_said() -> None:
+    inner: Any = vit(num_classes=0, global_pool="")
+    model, x = Scores(inner), images()
+    with pytest.raises(ValueError, match="class_tokens: expected 0 to 1, .* Scores does not say"):
+        attention_rollout(model, x)
+    found = attention_rollout(model, x, class_tokens=1)
+    torch.testing.assert_close(found, attention_rollout(inner, x))
+    with pytest.raises(ValueError, match="class_tokens: expected 0 to 1, got 2"):
+        attention_rollout(model, x, class_tokens=2)
+    with pytest.raises(ValueError, match="class_tokens: expected 0 to 0, got 1"):
+        rollout([block(1, torch.eye(2)[None, None], PAIR)], class_tokens=1)
+
+
 def test_mistakes_are_named() -> None:
     model: Any = vit()
     with pytest.raises(ValueError, match="heads: expected one of mean, max, got 'maximum'"):

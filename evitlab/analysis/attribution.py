@@ -23,11 +23,11 @@ from evitlab.analysis.explaining import (
     check_choice,
     class_tokens_read,
     explaining,
-    within,
 )
 from evitlab.analysis.head_attribution import head_ablation, head_conductance
 from evitlab.analysis.probe import watch_layer
 from evitlab.models.deploy import DeployedEfficientViT
+from evitlab.models.deployed_transformer import within
 
 Method = Literal[
     "integrated_gradients", "grad_cam", "occlusion", "layer_conductance", "head_ablation"
@@ -87,7 +87,8 @@ def attribute(
 
     Raises:
         ValueError: an argument that is out of range or does not belong to the method, a model
-            without known attention, or without gradients where they are needed.
+            without classes, without known attention, or without gradients where they are needed,
+            or one that cannot take images of this size.
 
     Paper: integrated gradients: Sundararajan et al. 2017; Grad-CAM: Selvaraju et al. 2017;
     occlusion: Zeiler and Fergus 2014; conductance: Dhamdhere et al. 2019.
@@ -155,10 +156,11 @@ def completeness_error(
         model, images, targets, quantity=quantity, batch_size=batch_size, title="completeness"
     ) as explained:
         sizes = (*images.shape[:1], *images.shape[2:])
-        if attribution.shape not in (sizes, images.shape):
+        if not isinstance(attribution, Tensor) or attribution.shape not in (sizes, images.shape):
+            is_tensor = isinstance(attribution, Tensor)
+            got = list(attribution.shape) if is_tensor else type(attribution).__name__
             raise ValueError(
-                f"attribution: expected {list(sizes)} or {list(images.shape)}, got "
-                f"{list(attribution.shape)}"
+                f"attribution: expected {list(sizes)} or {list(images.shape)}, got {got}"
             )
         change = _change(explained, baseline_of(model, explained.images, baseline))
         return _missed(attribution.to(change.device), change)

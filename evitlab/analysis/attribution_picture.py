@@ -12,6 +12,7 @@ from evitlab.analysis.attribution import METHODS, attribute, completeness_error
 from evitlab.analysis.channels import model_name
 from evitlab.analysis.explaining import Baseline, check_choice, explaining
 from evitlab.analysis.rollout import attention_rollout
+from evitlab.analysis.subjects import class_names_of
 from evitlab.records import AttributionPicture, environment_card
 
 _PIXELS = ("attention_rollout", *METHODS[:3])
@@ -69,7 +70,7 @@ def picture_attributions(
             error = completeness_error(
                 model, images, found, chosen, baseline=baseline, batch_size=batch_size
             ).item()
-    names = getattr(model, "class_names", ())
+    names = class_names_of(model)
     number = int(chosen)
     return AttributionPicture(
         model=name or model_name(model),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from evitlab.analysis.conditions import in_eval_mode
+from evitlab.analysis.subjects import img_size_of
 from evitlab.models.deployed_transformer import within
 from evitlab.models.zoo import normalization
 from evitlab.training.augment import normalize
@@ -78,11 +79,20 @@ def explaining(
         title: of the progress bar, which shows after two seconds.
 
     Raises:
-        ValueError: an argument is of another shape, empty, or outside the model's classes.
+        ValueError: an argument is of another shape, empty, or outside the model's classes; the
+            model cannot take images of this size, or has no classes.
     """
-    if not isinstance(images, Tensor) or images.ndim != 4 or len(images) == 0:
+    if (
+        not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3
+        or images.numel() == 0
+    ):  # fmt: skip
         got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images: expected [B, 3, H, W] with B > 0, got {got}")
+    if getattr(within(model), "num_classes", None) == 0:
+        raise ValueError(
+            f"model: expected a classifier, got {type(within(model)).__name__} without classes "
+            "(num_classes=0)"
+        )
     check_choice("quantity", quantity, get_args(Quantity))
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
@@ -98,7 +108,7 @@ def explaining(
                 weight.requires_grad_(False)  # their gradients would keep every activation
             x = as_the_model_takes(model, images)
             with torch.no_grad():
-                logits = torch.cat([model(some) for some in x.split(batch_size)])
+                logits = _logits(model, x, batch_size)
             chosen = _checked_targets(targets, logits)
             yield Explained(model, x, chosen, quantity, batch_size, bar)
         finally:
@@ -157,13 +167,22 @@ def _blurred(x: Tensor) -> Tensor:
     return x
 
 
-def class_tokens_read(model: nn.Module) -> int:
-    """How many class tokens, the first ones, the classifier reads; 0: it reads the whole grid."""
-    model = within(model)
-    if getattr(model, "global_pool", "token") not in ("token", ""):
+def class_tokens_read(model: nn.Module) -> int | None:
+    """How many class tokens, the first ones, the classifier reads; 0: it reads the whole grid;
+    None: the model does not say. Around a single classifier of timm, the one inside says it."""
+    inner = within(model)
+    if not (hasattr(inner, "num_prefix_tokens") or hasattr(inner, "global_pool")):
+        found = [
+            part for part in inner.modules()
+            if hasattr(part, "num_prefix_tokens") and getattr(part, "global_pool", "") != ""
+        ]  # fmt: skip
+        if len(found) != 1:
+            return None
+        inner = found[0]
+    if getattr(inner, "global_pool", "token") not in ("token", ""):
         return 0
-    tokens = getattr(model, "num_prefix_tokens", 0)
-    return min(tokens, 2 if hasattr(model, "head_dist") else 1)  # registers are not read
+    tokens = getattr(inner, "num_prefix_tokens", 0)
+    return min(tokens, 2 if hasattr(inner, "head_dist") else 1)  # registers are not read
 
 
 def check_choice(name: str, given: object, known: Sequence[str]) -> None:
@@ -174,13 +193,35 @@ def check_choice(name: str, given: object, known: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {given!r}{hint}")
 
 
+def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+    """[B, K]"""
+    try:
+        parts = [model(some) for some in x.split(batch_size)]
+    except (AssertionError, RuntimeError) as error:
+        # Many models take any size, so only the pass tells; of some, the size is not known.
+        given, own = tuple(x.shape[2:]), img_size_of(model)
+        known = getattr(within(model), "pretrained_cfg", None) is not None
+        if isinstance(error, torch.OutOfMemoryError) or not known or given == own:
+            raise
+        raise ValueError(
+            f"images: expected {own[0]} x {own[1]} pixels, which the model was built for, got "
+            f"{given[0]} x {given[1]} ({error})"
+        ) from error
+    for part in parts:
+        if not isinstance(part, Tensor) or part.ndim != 2 or part.shape[1] == 0:
+            got = list(part.shape) if isinstance(part, Tensor) else type(part).__name__
+            raise ValueError(f"model: expected logits [B, classes] from it, got {got}")
+    return torch.cat(parts)
+
+
 def _checked_targets(targets: Targets, logits: Tensor) -> Tensor:
-    if logits.ndim != 2:
-        raise ValueError(f"model: expected logits [B, classes] from it, got {list(logits.shape)}")
     B, K = logits.shape
     if targets is None:
         return logits.argmax(1)
-    chosen = torch.as_tensor(targets).to(logits.device)
+    try:
+        chosen = torch.as_tensor(targets).to(logits.device)
+    except (TypeError, ValueError, RuntimeError):  # words, or lists of different lengths
+        raise ValueError(f"targets: expected class numbers, got {targets!r}") from None
     if chosen.is_floating_point() or chosen.dtype == torch.bool:
         raise ValueError(f"targets: expected class numbers, got {chosen.dtype}")
     if chosen.ndim == 0:

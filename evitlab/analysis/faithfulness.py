@@ -16,6 +16,7 @@ from evitlab.analysis.channels import model_name
 from evitlab.analysis.explaining import Baseline, Explained, Targets, baseline_of, explaining
 from evitlab.records import FaithfulnessCurve, FaithfulnessCurves, environment_card
 
+_CONTROLS = ("random pixels", "random patches")
 _PATCHES = 7  # of "random patches", along each side: as coarse as the last feature maps are
 
 
@@ -38,7 +39,8 @@ def deletion_insertion(
         images: [B, 3, H, W]; uint8 is normalised as the model expects, floats are taken as they
             are.
         attributions: by method, or of one; [B, rows, columns] each, enlarged to the image where
-            smaller. The largest come first, whatever their sign.
+            smaller. The largest come first, whatever their sign. "random pixels" and "random
+            patches" are names of the random orders.
         targets: one class for all images or one for each, counted from 0; None: the predicted one.
         steps: S, equal shares of the pixels.
         deletion_baseline: what pixels are replaced with, see `attribute`.
@@ -52,8 +54,8 @@ def deletion_insertion(
         single pixels and of smooth patches.
 
     Raises:
-        ValueError: attributions that do not fit the images or are not finite, or another argument
-            out of range.
+        ValueError: attributions that do not fit the images, are not finite or are called like the
+            random orders, another argument out of range, or as `attribute`.
 
     Paper: Petsiuk et al. 2018 (RISE), Section 4.3.
     Pitfall: see `FaithfulnessCurves`.
@@ -61,6 +63,9 @@ def deletion_insertion(
     given = attributions if isinstance(attributions, Mapping) else {"attribution": attributions}
     if not given:
         raise ValueError("attributions: expected at least one method, got none")
+    for name in _CONTROLS:
+        if name in given:
+            raise ValueError(f"attributions: expected another name than {name!r}, a random order's")
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     with explaining(
@@ -71,9 +76,10 @@ def deletion_insertion(
         methods = {name: _enlarged(name, values, x) for name, values in given.items()}
         generator = torch.Generator().manual_seed(seed)
         B, _, H, W = x.shape
-        methods["random pixels"] = torch.rand(B, H, W, generator=generator)
-        patches = torch.rand(B, _PATCHES, _PATCHES, generator=generator)
-        methods["random patches"] = _enlarged("random patches", patches, x)
+        pixels, patches = _CONTROLS
+        methods[pixels] = torch.rand(B, H, W, generator=generator)
+        coarse = torch.rand(B, _PATCHES, _PATCHES, generator=generator)
+        methods[patches] = _enlarged(patches, coarse, x)
         without = baseline_of(model, x, deletion_baseline)
         into = baseline_of(model, x, insertion_baseline)
         explained.expects(2 * B * (steps + 1) * len(methods))

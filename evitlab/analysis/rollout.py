@@ -29,7 +29,12 @@ Heads = Literal["mean", "max"]
 
 @torch.no_grad()
 def attention_rollout(
-    model: nn.Module, images: Images, *, heads: Heads = "mean", batch_size: int = 8
+    model: nn.Module,
+    images: Images,
+    *,
+    heads: Heads = "mean",
+    class_tokens: int | None = None,
+    batch_size: int = 8,
 ) -> Tensor:
     """What share each position of the first block's grid has in what the model reads out.
 
@@ -39,6 +44,8 @@ def attention_rollout(
         images: a data set, [B, 3, H, W], or batches of such. uint8 is normalised as the model
             expects; floats are taken as they are.
         heads: their "mean", or their largest weight, renormalised.
+        class_tokens: so many first tokens are read out; 0: the mean of the last grid's; None: as
+            the model says.
         batch_size: images per forward pass.
 
     Returns:
@@ -47,7 +54,7 @@ def attention_rollout(
 
     Raises:
         ValueError: no known attention, no images, an attention whose tokens' places are not known,
-            or an unknown name.
+            an unknown name, or a model with class tokens that does not say whether it reads them.
 
     Paper: Abnar and Zuidema 2020, Section 3: 0.5 A + 0.5 I. Windows, shifts, and grids that shrink
     from stage to stage are not in it: a token of a coarser grid is the mean of the area it covers.
@@ -64,13 +71,18 @@ def attention_rollout(
         steps.append(_step(block, heads))
 
     place = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    class_tokens = class_tokens_read(model)
+    read = class_tokens_read(model) if class_tokens is None else class_tokens
     found = []
     with in_eval_mode(model), capture_attention(model, each=each):
         for batch in batches_of(model, images, batch_size, title="rollout"):
             steps.clear()
             model(batch.to(place))
-            found.append(_rolled(steps, class_tokens))
+            if read is None and steps[-1].queries.prefix:
+                raise ValueError(
+                    f"class_tokens: expected 0 to {steps[-1].queries.prefix}, got None, but "
+                    f"{type(model).__name__} does not say how many it reads out"
+                )
+            found.append(_rolled(steps, read or 0))
     if not found:
         raise ValueError("images: expected at least 1, got none")
     return torch.cat(found)
@@ -85,7 +97,7 @@ def rollout(
         class_tokens: so many first tokens are read out; 0: the mean of the last grid's.
 
     Raises:
-        ValueError: no blocks, or one whose tokens' places are not known.
+        ValueError: no blocks, one whose tokens' places are not known, or fewer class tokens.
     """
     check_choice("heads", heads, get_args(Heads))
     if not blocks:
@@ -125,6 +137,8 @@ def _rolled(steps: Sequence[_Step], class_tokens: int) -> Tensor:
     last = steps[-1]
     B = len(last.attention)
     grid, tokens = last.queries.grid, last.queries.prefix
+    if not 0 <= class_tokens <= tokens:
+        raise ValueError(f"class_tokens: expected 0 to {tokens}, got {class_tokens}")
     share = last.attention.new_zeros(B, tokens + grid[0] * grid[1])
     if class_tokens:
         share[:, :class_tokens] = 1 / class_tokens
