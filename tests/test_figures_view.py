@@ -26,6 +26,7 @@ from evitlab.figures.view_layout import (
     matrix_box,
     picture_box,
 )
+from evitlab.figures.view_panels import PAINTERS
 from evitlab.records import AttentionView
 
 LONG = "American Staffordshire terrier, American pit bull terrier, and any dog that resembles one"
@@ -390,6 +391,23 @@ def test_canvas_keeps_no_trace_of_what_it_drew() -> None:
         (make(24, (7, 7)), None), (make(), None),
     ]:  # fmt: skip
         assert canvas.draw(view, beside) == ViewCanvas(900, dark=True).draw(view, beside)
+
+
+def test_a_part_that_could_not_be_painted_is_painted_next_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    canvas, view = ViewCanvas(), full()
+    first = canvas.draw(view)
+    painter, fields = PAINTERS["similarity"]
+
+    def fail(pen: Any, shown: AttentionView, rect: Rect) -> None:
+        raise ArithmeticError("stop")
+
+    with monkeypatch.context() as broken:
+        broken.setitem(PAINTERS, "similarity", (fail, fields))
+        with pytest.raises(ArithmeticError):
+            canvas.draw(dataclasses.replace(view, head=2))
+    assert canvas.draw(view) == first
 
 
 def test_canvas_sizes_and_ratio() -> None:

@@ -117,6 +117,7 @@ class ViewCanvas:
                 state = _state(panel, shown)
                 if self._drawn.get(panel) == state:
                     continue
+                self._drawn.pop(panel, None)  # nothing is there until all of it is
                 self._clear(panel)
                 pen = Pen(
                     self._axes, self._theme, transform=self._transform, pixel_ratio=self.pixel_ratio
