@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import gc
 import io
+import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from randomised import randomise
 from torch import Tensor, nn
 
-from evitlab import AttentionExplorer, capture_attention, create_model, open_dataset
+from evitlab import (
+    AttentionExplorer,
+    attribute,
+    capture_attention,
+    create_model,
+    deploy,
+    head_similarity,
+    open_dataset,
+)
 from evitlab.analysis.ablation import ablate_heads
+from evitlab.analysis.layout import TokenLayout
 from evitlab.explorer.cost import measure_explorer
 from evitlab.explorer.pictures import read_pictures
 from evitlab.explorer.session import Session
+from evitlab.explorer.subject import Block
 from evitlab.records import ExplorerCost
 from evitlab.records.view import AttentionView
 from evitlab.resources import data_dir
@@ -38,8 +51,6 @@ def swin() -> nn.Module:
 
 
 def vit() -> nn.Module:
-    import timm
-
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(
         "vit_tiny_patch16_224", img_size=48, num_classes=CLASSES, depth=3
@@ -215,6 +226,78 @@ def test_a_view_as_a_table() -> None:
     assert Session(cascade(), pictures()).views[0].to_frame()["on_object"].isna().all()
 
 
+def test_distance_on_a_wide_picture() -> None:
+    """In pixels: a step to the side is as long as one down, though the picture is wider."""
+    model = cascade(img_size=(32, 64), patch_size=8, window_size=(8, 8, 8))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "attention_biases" in name or ".qkvs." in name or ".dws." in name:
+                weight.zero_()
+    view = view_of(Session(model, pictures()))
+    assert view.grid == (4, 8) and view.size == (32, 64)
+    centres = np.stack(np.meshgrid(range(8), range(4)), -1).reshape(-1, 2) * 8.0
+    gaps = np.linalg.norm(centres[:, None] - centres[None], axis=-1).mean() / np.hypot(32, 64)
+    np.testing.assert_allclose(view.distance, gaps, rtol=1e-4)
+
+
+def test_distance_leaves_the_class_token_out() -> None:
+    """Heads that look at it alone, but for what they spread evenly, are not short-sighted."""
+    maps = torch.full((1, 1, 10, 10), 0.1 / 9)
+    maps[..., 0] = 0.9
+    layout = TokenLayout((3, 3), (3, 3), prefix=1)
+    block = Block(1, "attn", "global", maps, layout, layout, (48, 48), None)
+    even = Block(1, "attn", "global", torch.full_like(maps, 0.1), layout, layout, (48, 48), None)
+    np.testing.assert_allclose(block.distance, even.distance, rtol=1e-5)
+
+
+def test_models_that_do_not_say_what_they_are() -> None:
+    """A wrapper knows neither its classes nor its size; no classes are no predictions."""
+    inner = timm.create_model("vit_tiny_patch16_224", num_classes=3, depth=2).eval()
+    view = view_of(Session(nn.Sequential(nn.Identity(), inner), pictures()))
+    assert [name for name, *_ in view.classes] and view.size == (224, 224)
+    assert {name for name, *_ in view.classes} == {"class 0", "class 1", "class 2"}
+    headless = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2).eval()
+    assert view_of(Session(headless, pictures())).classes  # features, by their number
+    pooled = nn.Sequential(headless, nn.Unflatten(1, (2, -1)))
+    with pytest.raises(ValueError, match=r"model: expected logits \[1, classes\] .* \[1, 2, 96\]"):
+        Session(pooled, pictures())
+
+
+def test_deployed_models_keep_size_and_class_token() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=4, depth=2).eval()
+    session = Session(deploy(model), pictures())
+    assert view_of(session).size == (96, 96) and view_of(session).has_class_token
+    session.select(query="class")
+    assert view_of(session).query is None
+
+
+def test_overlays_are_those_of_the_model_with_heads_off() -> None:
+    session = Session(cascade(), pictures(1))
+    session.select(overlay="grad_cam")
+    before = view_of(session).heat
+    for head in (1, 2, 3, 4):
+        session.ablate(6, head, off=True)
+    after = view_of(session).heat
+    assert before is not None and after is not None and not np.allclose(before, after)
+
+
+def test_weights_go_to_names_alone() -> None:
+    session = Session({"mine": cascade(), "m0": "efficientvit_m0_p4"}, pictures(), weights="hub")
+    with pytest.raises(FileNotFoundError, match="cannot be fetched"):
+        session.select(model="m0")
+    assert session.state.model == "mine"
+    with pytest.raises(ValueError, match="weights: expected a model that is given by its name"):
+        Session({"mine": cascade()}, pictures(), weights="hub")
+
+
+def test_a_head_beside_itself_is_no_pair() -> None:
+    session = Session(cascade(), pictures())
+    session.select(head=2, pair=2)
+    assert view_of(session).pair is None
+    session.select(pair=3)
+    assert view_of(session).pair == 3
+
+
 def test_a_compared_model_follows() -> None:
     session = Session({"cascade": cascade(), "vit": vit()}, pictures())
     session.select(compare="vit", block=6, query=(0, 0))
@@ -357,7 +440,12 @@ def test_labels_by_number_and_name() -> None:
     assert Session(model, pictures(2), labels=[2, 0]).views[0].label == "c"
     assert Session(model, pictures(2), labels=["cat", "dog"]).views[0].label == "cat"
     assert Session(model, pictures(2), labels=torch.tensor([99, 0])).views[0].label == "class 99"
-    assert Session(model, pictures(2)).views[0].label is None
+    for labels in ([np.int64(2), np.int64(0)], [torch.tensor(2), torch.tensor(0)], (2, 0)):
+        assert view_of(Session(model, pictures(2), labels=labels)).label == "c"
+    for wrong in (2, "ab"):
+        with pytest.raises(ValueError, match="labels: expected one per picture, got"):
+            Session(model, pictures(2), labels=wrong)
+    assert view_of(Session(model, pictures(2))).label is None
     data = open_dataset("embedded", "val", img_size=64, limit=4)
     view = Session(model, data).views[0]
     assert view.label == data.class_names[int(data.labels[0])] and view.mask is not None
@@ -438,13 +526,19 @@ def test_clicks_and_keys_move_the_query(explorer: AttentionExplorer) -> None:
 
 
 def test_a_click_into_the_other_model_asks_there_too(explorer: AttentionExplorer) -> None:
-    explorer.select(compare="vit", query=(0, 0))
-    queries = set()
-    for y in np.linspace(0.01, 0.99, 60):
-        send(explorer, {"kind": "click", "x": 0.15, "y": float(y)})
-        assert explorer.session.views[1] is not None
-        queries.add(explorer.session.views[1].query)
-    assert len(queries) >= 2
+    """At the very patch that was clicked, also where the first model's grid is coarser."""
+    explorer.select(compare="vit", block=6)
+    assert explorer.view.query_grid == (2, 2)
+    shown = set()
+    places = np.meshgrid(np.linspace(0, 0.3, 15), np.linspace(0, 1, 80))
+    for x, y in np.stack(places, -1).reshape(-1, 2):
+        hit = explorer._canvas.locate(x, y)
+        if hit is not None and (hit.part, hit.model) == ("query", 1):
+            send(explorer, {"kind": "click", "x": float(x), "y": float(y)})
+            theirs = explorer.session.views[1]
+            assert theirs is not None and theirs.query == (hit.row, hit.column)
+            shown.add(theirs.query)
+    assert len(shown) == 9
 
 
 def test_what_cannot_be_chosen_is_disabled(explorer: AttentionExplorer) -> None:
@@ -515,6 +609,55 @@ def test_the_code_makes_the_same_view_again(tmp_path: Path) -> None:
     )
 
 
+def test_the_code_brings_added_pictures_back(explorer: AttentionExplorer, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "blue.png")
+    explorer.add(tmp_path / "blue.png")
+    call = f".add({str(tmp_path / 'blue.png')!r}).select(model='cascade', image=3"
+    assert call in explorer.code()
+
+
+def test_errors_that_are_no_mistakes_reach_the_log_and_the_reader(
+    explorer: AttentionExplorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("a bug")
+
+    before = explorer._picture.value
+    with monkeypatch.context() as patch:
+        patch.setattr(explorer.session, "select", fail)
+        with pytest.raises(KeyError):
+            explorer.controls.block.value = 3
+    assert "a bug" in says(explorer)
+    assert explorer.controls.block.value == 1 and explorer._picture.value == before
+    explorer.controls.block.value = 2
+    assert explorer.view.block == 2 and not says(explorer)
+
+
+def test_callbacks_and_cells_take_turns(explorer: AttentionExplorer) -> None:
+    """JupyterLab runs callbacks in a thread of their own, beside the cells."""
+    model = explorer.session.subject("vit").model.train()
+    flags = [getattr(module, "fused_attn", None) for module in model.modules()]
+    failed: list[BaseException] = []
+
+    def callbacks() -> None:
+        try:
+            for i in range(12):
+                explorer.select(model=("vit", "cascade")[i % 2], image=i % 3, query=(i % 3, 1))
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=callbacks)
+    thread.start()
+    for _ in range(6):
+        head_similarity(model, pictures(2, 48))
+        attribute(model, pictures(1, 48), method="grad_cam")
+    thread.join(60)
+    assert not failed and not thread.is_alive()
+    assert all(module.training for module in model.modules())
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert [getattr(module, "fused_attn", None) for module in model.modules()] == flags
+
+
 def test_save_writes_png_and_svg(explorer: AttentionExplorer, tmp_path: Path,
                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     png, svg = explorer.save(tmp_path / "view")
@@ -547,6 +690,10 @@ def test_what_is_copied_is_the_code(explorer: AttentionExplorer,
     monkeypatch.setattr(explorer._picture, "send", sent.append)
     explorer.controls.copy.click()
     assert sent == [{"kind": "copy", "text": explorer.code()}]
+    send(explorer, {"kind": "copied", "done": True})
+    assert "copied" in explorer.controls.message.value and not says(explorer)
+    send(explorer, {"kind": "copied", "done": False})
+    assert "select the text" in says(explorer)
 
 
 def test_words_where_no_widget_can_be_shown(explorer: AttentionExplorer) -> None:
@@ -566,11 +713,15 @@ def test_nothing_is_left_behind_by_many_changes() -> None:
             explorer.select(image=i % 3, block=1 + i % 6, head=1 + i % 4, query=(i % 2, 0))
             explorer.ablate(1, 1 + i % 4, off=i % 3 == 0)
         gc.collect()
-        return sum(type(one) in (Tensor, np.ndarray) for one in gc.get_objects())
+        return tracemalloc.get_traced_memory()[0]  # what Python and NumPy hold, in bytes
 
-    some(0)
-    before = some(60)
-    assert some(120) <= before + 20, "arrays pile up"
+    tracemalloc.start()
+    try:
+        some(0)
+        before = some(60)
+        assert some(120) <= before + 500_000, "memory piles up"
+    finally:
+        tracemalloc.stop()
     assert len(explorer.session.subject(explorer.session.models[0])._kept) <= 12
     assert [module.training for module in model.modules()] == modes
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

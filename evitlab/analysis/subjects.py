@@ -76,10 +76,7 @@ def open_model(
         FileNotFoundError: no such file, or weights of the hub that cannot be fetched.
     """
     library, _, name = source.rpartition("/")
-    named = library in ("", *_LIBRARIES) and (
-        library == "torchvision" or name in list_models() or timm.is_model(name.partition(".")[0])
-    )
-    if not named:
+    if not is_named(source):
         if weights is not None:
             raise ValueError(f"weights: expected the name of a model, got {source!r}")
         try:
@@ -109,6 +106,14 @@ def open_model(
     else:
         load_weights(model, weights)
     return model, label
+
+
+def is_named(source: str) -> bool:
+    """Whether `build` knows the name: an architecture, without weights of its own."""
+    library, _, name = source.rpartition("/")
+    return library in ("", *_LIBRARIES) and (
+        library == "torchvision" or name in list_models() or timm.is_model(name.partition(".")[0])
+    )
 
 
 def untrained(model: nn.Module, *, seed: int = 0) -> nn.Module:

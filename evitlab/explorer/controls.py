@@ -43,7 +43,7 @@ class Controls:
             continuous_update=False, layout=widgets.Layout(width="300px"),
         )  # fmt: skip
         self.message = widgets.HTML().add_class("evitlab-message")
-        self.save = _button("Save", "The view as PNG and SVG, beside the notebook")
+        self.save = _button("Save", "The view as PNG and SVG, in the working directory")
         self.copy = _button("Copy code", "The line that makes this view again")
         self.code = widgets.Textarea(
             description="Code", rows=3, style=_STYLE, layout=widgets.Layout(flex="1 1 400px")

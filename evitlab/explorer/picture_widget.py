@@ -13,7 +13,7 @@ _HERE = Path(__file__).parent
 class PictureWidget(anywidget.AnyWidget):
     """PNG bytes on screen. Messages from the browser: {"kind": "click", "x", "y"}, fractions of
     the picture from its upper left, and {"kind": "key", "key": "ArrowUp", …}. A message
-    {"kind": "copy", "text"} puts a text on the clipboard.
+    {"kind": "copy", "text"} puts a text on the clipboard; {"kind": "copied", "done"} answers it.
     """
 
     _esm = _HERE / "view.js"

@@ -5,6 +5,7 @@ Shape legend: N pictures, H x W pixels.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,9 @@ def read_pictures(images: Any, labels: Labels, size: Size) -> list[Picture]:
         raise ValueError("images: expected at least one picture, got none")
     if labels is None:
         return pictures
-    given = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else list(labels)
+    if isinstance(labels, str) or not isinstance(labels, (Sequence, Tensor, np.ndarray)):
+        raise ValueError(f"labels: expected one per picture, got {labels!r}")
+    given = [label if isinstance(label, str) else operator.index(label) for label in labels]
     if len(given) != len(pictures):
         raise ValueError(f"labels: expected {len(pictures)}, one per picture, got {len(given)}")
     return [
@@ -111,6 +114,8 @@ def read_bytes(data: bytes, name: str) -> Picture:
 
 
 def _from_source(images: Any, size: Size) -> list[Picture]:
+    if isinstance(images, str) and not images:
+        raise ValueError("images: expected a path or the name of a data set, got ''")
     if isinstance(images, (str, os.PathLike)):
         if Path(images).expanduser().exists():
             return read_path(images)

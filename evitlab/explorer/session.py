@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
+from evitlab.analysis.explaining import check_choice
+from evitlab.analysis.subjects import is_named
 from evitlab.explorer.pictures import Labels, Picture, read_pictures
 from evitlab.explorer.subject import Block, Look, Off, Subject
 from evitlab.records.view import OVERLAYS, AttentionView
@@ -43,7 +44,7 @@ class Session:
             that they get on screen.
         images: see `read_pictures`.
         labels: the true class of each picture, by number or name.
-        weights: of models that are given by name: a path, or "hub".
+        weights: of models that are given by name, without weights of their own: a path, or "hub".
 
     Raises:
         ValueError: see `Subject` and `read_pictures`; no model.
@@ -64,6 +65,8 @@ class Session:
             if not models:
                 raise ValueError("model: expected at least one, got none")
             self._models = dict(models)
+            if weights is not None and not any(map(_takes_weights, self._models.values())):
+                raise ValueError("weights: expected a model that is given by its name, got none")
             first = next(iter(self._models))
         else:
             subject = Subject(models, weights=weights)
@@ -92,7 +95,9 @@ class Session:
     def subject(self, name: str) -> Subject:
         """A model by its name on screen; opened when it is first asked for."""
         if name not in self._opened:
-            self._opened[name] = Subject(self._models[name], name=name, weights=self._weights)
+            model = self._models[name]
+            weights = self._weights if _takes_weights(model) else None
+            self._opened[name] = Subject(model, name=name, weights=weights)
         return self._opened[name]
 
     def add(self, pictures: Sequence[Picture]) -> None:
@@ -105,7 +110,7 @@ class Session:
         self.pictures = [*before, *pictures]
         try:
             self._apply(replace(self.state, image=len(before)))
-        except (ValueError, OSError):
+        except BaseException:
             self.pictures = before
             raise
 
@@ -124,12 +129,15 @@ class Session:
     ) -> None:
         """See `AttentionExplorer.select`."""
         state = self.state
-        if model is not None and self._checked("model", model, self.models) != state.model:
+        if model is not None:
+            check_choice("model", model, self.models)
+        if model is not None and model != state.model:
             # What counts blocks and heads of one model says nothing about another's.
             state = replace(state, model=model, off=frozenset(), pair=None)
         if compare is not None:
-            other = None if compare == "" else self._checked("compare", compare, self.models)
-            state = replace(state, compare=other)
+            if compare:
+                check_choice("compare", compare, self.models)
+            state = replace(state, compare=compare or None)
         if image is not None:
             state = replace(state, image=_within("image", image, 0, len(self.pictures) - 1))
         blocks = self._look(state).blocks
@@ -140,9 +148,11 @@ class Session:
         if head is not None:
             state = replace(state, head=_within("head", head, 1, heads), pair=None)
         if pair is not None:
-            state = replace(state, pair=_within("pair", pair, 1, heads))
+            pair = _within("pair", pair, 1, heads)
+            state = replace(state, pair=None if pair == state.head else pair)
         if overlay is not None:
-            state = replace(state, overlay=self._checked("overlay", overlay, OVERLAYS))
+            check_choice("overlay", overlay, OVERLAYS)
+            state = replace(state, overlay=overlay)
         if importance is not None:
             state = replace(state, importance=bool(importance))
         if query is not None:
@@ -154,10 +164,14 @@ class Session:
         block = self.state.block if block is None else block
         blocks = self.look.blocks
         heads = blocks[_within("block", block, 1, len(blocks)) - 1].num_heads
-        head = min(self.state.head, heads) if head is None else head
+        head = self.state.head if head is None else head
         which = {(block, _within("head", head, 1, heads))}
         before = self.state.off
         self._apply(replace(self.state, off=before | which if off else before - which))
+
+    def ask(self, place: tuple[float, float]) -> None:
+        """The patch at a place asks; fractions of the picture's height and width, below 1."""
+        self._apply(replace(self.state, place=place, on_class_token=False))
 
     def restore(self) -> None:
         """All heads on."""
@@ -255,24 +269,22 @@ class Session:
             off=tuple(sorted(state.off)),
             classes=tuple(
                 (
-                    subject.class_names[k],
+                    subject.class_name(k),
                     float(before[k]),
                     None if after is None else float(after[k]),
                 )
                 for k in top
             ),
             overlay=state.overlay,
-            heat=None if state.overlay == OVERLAYS[0] else subject.heat(picture, state.overlay),
-            importance=subject.importance(picture) if state.importance else None,
+            heat=None
+            if state.overlay == OVERLAYS[0]
+            else subject.heat(picture, state.overlay, state.off),
+            importance=subject.importance(picture, state.off) if state.importance else None,
         )
 
-    @staticmethod
-    def _checked(argument: str, given: str, known: Sequence[str]) -> str:
-        if given not in known:
-            close = get_close_matches(str(given), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {given!r}{hint}")
-        return given
+
+def _takes_weights(model: nn.Module | str) -> bool:
+    return isinstance(model, str) and is_named(model)
 
 
 def _within(argument: str, given: Any, first: int, last: int) -> int:

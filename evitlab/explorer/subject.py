@@ -5,6 +5,7 @@ Shape legend: w windows, h heads, N queries, M keys, K classes, H x W pixels.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -19,13 +20,15 @@ from torch import Tensor, nn
 from evitlab.analysis.ablation import ablate_heads
 from evitlab.analysis.attribution import attribute
 from evitlab.analysis.capture import AttentionMaps, attention_modules, capture_attention
+from evitlab.analysis.channels import model_name
 from evitlab.analysis.conditions import in_eval_mode
 from evitlab.analysis.explaining import as_the_model_takes
 from evitlab.analysis.heads import MASKED, compare_heads
 from evitlab.analysis.layout import TokenLayout
 from evitlab.analysis.rollout import attention_rollout
-from evitlab.analysis.subjects import default_img_size, open_model
+from evitlab.analysis.subjects import class_names_of, img_size_of, open_model
 from evitlab.explorer.pictures import Picture
+from evitlab.models.deployed_transformer import within
 
 _KEPT = 12  # results that stay in memory: maps of a picture (with some heads off), heat-maps
 _STEPS = 32  # of integrated gradients: seconds, not the minute that completeness may take
@@ -44,6 +47,7 @@ class Block:
     maps: Tensor  # [w, h, N, M]
     keys: TokenLayout
     queries: TokenLayout
+    size: tuple[int, int]  # H, W
     mask: NDArray[np.bool_] | None  # [H, W], the object
 
     @property
@@ -59,8 +63,10 @@ class Block:
     @cached_property
     def distance(self) -> Floats:
         """[h]: mean distance from query to key, weighted by attention; 1 = the image's diagonal."""
-        queries, keys = (_in_windows(_centres(x), x) for x in (self.queries, self.keys))
-        return self._mean_over_queries(torch.cdist(queries, keys)[:, None] / 2**0.5)
+        queries, keys = (_in_windows(_centres(x, self.size), x) for x in (self.queries, self.keys))
+        gaps = torch.cdist(queries, keys)[:, None] / math.hypot(*self.size)
+        # Of what goes to patches: a class token is nowhere, and neither is padding.
+        return self._mean_over_queries(gaps, of=(self.keys.index >= 0)[:, None, None].float())
 
     @cached_property
     def on_object(self) -> Floats | None:
@@ -69,14 +75,20 @@ class Block:
             return None
         cover = torch.from_numpy(self.mask).float()[None, None]
         cover = torch.nn.functional.adaptive_avg_pool2d(cover, self.keys.grid).flatten()[:, None]
-        return self._mean_over_queries(_in_windows(cover, self.keys)[:, None, None, :, 0])
+        on = _in_windows(cover, self.keys)[:, None, None, :, 0]
+        return self._mean_over_queries(on, of=torch.ones(()))
 
-    def _mean_over_queries(self, values: Tensor) -> Floats:
-        """[h]: values [w, 1, N or 1, M] weighted by the attention of the queries on the image."""
-        maps = self.maps[..., self.queries.prefix :, self.keys.prefix :]
+    def _mean_over_queries(self, values: Tensor, *, of: Tensor) -> Floats:
+        """[h]: values [w, 1, N or 1, n] weighted by the attention of the patches' queries, as a
+        share of all attention or of what falls on some keys (`of`, 0 or 1, the same shape)."""
+        maps = self.maps[:, :, self.queries.prefix :]  # [w, h, N, M]
         real = (self.queries.index >= 0)[:, None]  # [w, 1, N]
-        sums = ((maps * values).sum(-1) * real).sum((0, 2)) / real.sum()
-        result: Floats = sums.numpy()
+        patches = maps[..., self.keys.prefix :]
+        total = maps.sum(-1) if of.ndim == 0 else (patches * of).sum(-1)
+        if of.ndim:
+            patches = patches * of
+        means = (patches * values).sum(-1) / total.clamp(min=MASKED)
+        result: Floats = ((means * real).sum((0, 2)) / real.sum()).numpy()
         return result
 
     def seen_from(self, query: tuple[int, int] | None) -> tuple[Floats, Floats | None]:
@@ -137,12 +149,10 @@ class Subject:
                 f"model: expected a module or a name, got {type(model).__name__}"
             )
         attention_modules(self.model)  # its error lists what is supported
-        card = getattr(self.model, "pretrained_cfg", None) or {}
-        own = model if isinstance(model, str) else card.get("architecture")
-        self.name = str(name or own or type(self.model).__name__)
-        self.size = _img_size(self.model)
-        self.class_names = _class_names(self.model)
-        self.has_class_token = getattr(self.model, "cls_token", None) is not None
+        self.name = name or (model if isinstance(model, str) else model_name(self.model))
+        self.size = img_size_of(self.model)
+        self.class_names = class_names_of(self.model)
+        self.has_class_token = getattr(within(self.model), "cls_token", None) is not None
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def look(self, picture: Picture, off: Off = frozenset()) -> Look:
@@ -153,29 +163,31 @@ class Subject:
         """
         return self._once((picture, "look", off), lambda: self._look(picture, off))
 
-    def heat(self, picture: Picture, method: str) -> Floats:
-        """Which pixels count, [rows, columns] of 0 to 1, all heads on: a rollout or an attribution
-        of the predicted class (integrated gradients without their signs).
-        """
-        return self._once((picture, method), lambda: self._heat(picture, method))
+    def heat(self, picture: Picture, method: str, off: Off = frozenset()) -> Floats:
+        """Which pixels count, [rows, columns] of 0 to 1: a rollout or an attribution of the
+        predicted class (integrated gradients without their signs)."""
+        return self._once((picture, method, off), lambda: self._heat(picture, method, off))
 
-    def importance(self, picture: Picture) -> Floats:
-        """[blocks, most heads]: how much probability the predicted class loses with one head off;
-        NaN where there is no such head."""
+    def importance(self, picture: Picture, off: Off = frozenset()) -> Floats:
+        """[blocks, most heads]: how much probability the predicted class loses with one more head
+        off; NaN where there is no such head."""
 
         def compute() -> Floats:
-            found = attribute(self.model, self._tensor(picture), method="head_ablation")[0]
+            with ablate_heads(self.model, by_block(off)):
+                found = attribute(self.model, self._tensor(picture), method="head_ablation")[0]
             result: Floats = found.cpu().numpy()
             return result
 
-        return self._once((picture, "importance"), compute)
+        return self._once((picture, "importance", off), compute)
+
+    def class_name(self, number: int) -> str:
+        known = 0 <= number < len(self.class_names)
+        return self.class_names[number] if known else f"class {number}"
 
     def label(self, picture: Picture) -> str | None:
         """The true class in words."""
         known = picture.label
-        if not isinstance(known, int):
-            return known
-        return self.class_names[known] if 0 <= known < len(self.class_names) else f"class {known}"
+        return known if known is None or isinstance(known, str) else self.class_name(known)
 
     def _once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """The result of an earlier call, or a new one; the oldest are forgotten."""
@@ -201,24 +213,33 @@ class Subject:
             if found.layout is None or found.query_layout is None:
                 raise ValueError(f"model: expected tokens on a grid in {found.name}, found none")
             maps = found.by_image()[0].float().cpu()
-            layouts = found.layout, found.query_layout
-            blocks.append(Block(found.block, found.name, found.kind, maps, *layouts, mask))
+            blocks.append(
+                Block(
+                    number=found.block, name=found.name, kind=found.kind, maps=maps,
+                    keys=found.layout, queries=found.query_layout, size=self.size, mask=mask,
+                )
+            )  # fmt: skip
 
         with in_eval_mode(self.model), ablate_heads(self.model, by_block(off)):
             with capture_attention(self.model, each=each):
                 logits = self.model(as_the_model_takes(self.model, pixels))
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"model: expected logits [1, classes] from it, got {got}")
         probabilities = logits.float().softmax(-1)[0].cpu().numpy()
         return Look(pixels[0].permute(1, 2, 0).numpy(), mask, tuple(blocks), probabilities)
 
-    def _heat(self, picture: Picture, method: str) -> Floats:
-        image = self._tensor(picture)
-        if method == "rollout":
-            found = attention_rollout(self.model, image)[0]
-        elif method == "grad_cam":
-            found = attribute(self.model, image, method="grad_cam")[0]
-        else:
-            signed = attribute(self.model, image, method="integrated_gradients", steps=_STEPS)[0]
-            found = signed.abs() / signed.abs().quantile(0.99).clamp(min=1e-12)  # few stand out far
+    def _heat(self, picture: Picture, method: str, off: Off) -> Floats:
+        image, model = self._tensor(picture), self.model
+        with ablate_heads(model, by_block(off)):
+            if method == "rollout":
+                found = attention_rollout(model, image)[0]
+            elif method == "grad_cam":
+                found = attribute(model, image, method="grad_cam")[0]
+            else:
+                signed = attribute(model, image, method="integrated_gradients", steps=_STEPS)[0]
+                found = signed.abs()
+                found = found / found.quantile(0.99).clamp(min=1e-12)  # few stand out far
         found = found.detach().float().cpu()
         result: Floats = (found / found.max().clamp(min=1e-12)).clamp(0, 1).numpy()
         return result
@@ -229,9 +250,10 @@ def by_block(off: Off) -> dict[int, list[int]]:
     return {block: sorted(h for b, h in off if b == block) for block, _ in sorted(off)}
 
 
-def _centres(layout: TokenLayout) -> Tensor:
-    """[rows * columns, 2]: where tokens stand, as fractions of the image's sides."""
-    rows, columns = ((torch.arange(count) + 0.5) / count for count in layout.grid)
+def _centres(layout: TokenLayout, size: tuple[int, int]) -> Tensor:
+    """[rows * columns, 2]: where tokens stand, in pixels of an image of a size."""
+    counted = zip(layout.grid, size, strict=True)
+    rows, columns = ((torch.arange(count) + 0.5) / count * side for count, side in counted)
     return torch.cartesian_prod(rows, columns).view(-1, 2)
 
 
@@ -239,26 +261,3 @@ def _in_windows(values: Tensor, layout: TokenLayout) -> Tensor:
     """Values of the grid's positions [rows * columns, c] -> [w, n, c]; padding has 0."""
     padded = torch.cat([values, values.new_zeros(1, values.shape[1])])
     return padded[layout.index]
-
-
-def _img_size(model: nn.Module) -> tuple[int, int]:
-    """(height, width) that a model was built for."""
-    for part in (getattr(model, "config", None), getattr(model, "patch_embed", None)):
-        given = getattr(part, "img_size", None)
-        if isinstance(given, tuple):
-            return int(given[0]), int(given[1])
-    return (default_img_size(model),) * 2
-
-
-def _class_names(model: nn.Module) -> tuple[str, ...]:
-    """The model's own, or ImageNet's where it has a thousand classes, else numbers."""
-    own = tuple(getattr(model, "class_names", ()))
-    count = int(getattr(model, "num_classes", 0) or len(own))
-    if len(own) == count:
-        return own
-    if count == 1000:
-        from timm.data import ImageNetInfo
-
-        info = ImageNetInfo()
-        return tuple(info.index_to_description(i).partition(",")[0] for i in range(count))
-    return tuple(f"class {i}" for i in range(count))

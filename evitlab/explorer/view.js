@@ -49,7 +49,7 @@ function render({ model, el }) {
     if (!KEYS.includes(event.key) || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     event.stopPropagation(); // else the notebook moves to another cell
-    if (waitingSince && performance.now() - waitingSince < REPEAT_MS) return;
+    if (event.repeat && waitingSince && performance.now() - waitingSince < REPEAT_MS) return;
     waitingSince = performance.now();
     model.send({ kind: "key", key: event.key });
   });
@@ -66,8 +66,15 @@ function render({ model, el }) {
   const theme = new MutationObserver(() => setTimeout(report, 100)); // once the style sheet is there
   theme.observe(document.body, { attributes: true });
 
-  const copy = (message) => {
-    if (message.kind === "copy") navigator.clipboard?.writeText(message.text).catch(() => {});
+  const copy = async (message) => {
+    if (message.kind !== "copy") return;
+    let done = true;
+    try {
+      await navigator.clipboard.writeText(message.text); // not on a page without https
+    } catch {
+      done = false;
+    }
+    model.send({ kind: "copied", done });
   };
   model.on("change:value", show);
   model.on("change:description", describe);

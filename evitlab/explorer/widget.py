@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
 import ipywidgets as widgets
 
+from evitlab.analysis.conditions import ALONE
 from evitlab.explorer.controls import Controls
 from evitlab.explorer.picture_widget import PictureWidget
 from evitlab.explorer.pictures import Labels, read_bytes, read_path
@@ -18,7 +20,6 @@ from evitlab.figures.attention_view import ViewCanvas, attention_view, describe
 from evitlab.figures.style import save_picture
 from evitlab.records.view import OVERLAYS, AttentionView
 
-MISTAKES = (ValueError, OSError, RuntimeError)  # shown in the widget, which stays alive
 _NARROWEST, _WIDEST = 420, 1400  # CSS pixels that are drawn
 _STEPS = {"ArrowUp": (-1, 0), "ArrowDown": (1, 0), "ArrowLeft": (0, -1), "ArrowRight": (0, 1)}
 
@@ -36,7 +37,8 @@ class AttentionExplorer(widgets.VBox):
             array [N, 3, H, W] or [N, H, W, 3] (uint8 or floats of 0 to 1), or a list of paths,
             PIL images and arrays. Each is resized and cut to what the model takes.
         labels: the true class of each picture, by number or name; None takes the data set's.
-        weights: of models that are given by name: a path, or "hub" for timm's ImageNet weights.
+        weights: of models that are given by name, without weights of their own: a path, or "hub"
+            for timm's ImageNet weights.
 
     Raises:
         ValueError: a model without attention that is known here, no picture, one that cannot be
@@ -57,6 +59,7 @@ class AttentionExplorer(widgets.VBox):
     ) -> None:
         self.session = Session(model, images, labels=labels, weights=weights)
         self._call = _written(model, images, labels, weights)
+        self._added: list[str] = []
         self._canvas = ViewCanvas(1000, False)
         self._following = False  # widgets are being set to the state: they ask for nothing
         self._picture = PictureWidget()
@@ -103,11 +106,12 @@ class AttentionExplorer(widgets.VBox):
         Raises:
             ValueError: there is no such thing; nothing has changed then.
         """
-        self.session.select(
-            model=model, compare=compare, image=image, block=block, head=head, pair=pair,
-            query=query, overlay=overlay, importance=importance,
-        )  # fmt: skip
-        return self._follow()
+        with ALONE:
+            self.session.select(
+                model=model, compare=compare, image=image, block=block, head=head, pair=pair,
+                query=query, overlay=overlay, importance=importance,
+            )  # fmt: skip
+            return self._follow()
 
     def ablate(
         self, block: int | None = None, head: int | None = None, *, off: bool = True
@@ -123,13 +127,15 @@ class AttentionExplorer(widgets.VBox):
         Raises:
             ValueError: no such block or head.
         """
-        self.session.ablate(block, head, off=off)
-        return self._follow()
+        with ALONE:
+            self.session.ablate(block, head, off=off)
+            return self._follow()
 
     def restore(self) -> Self:
         """All heads on."""
-        self.session.restore()
-        return self._follow()
+        with ALONE:
+            self.session.restore()
+            return self._follow()
 
     def add(self, path: str | os.PathLike[str]) -> Self:
         """A picture, or a folder of them, after those that are there; the first one is shown.
@@ -138,16 +144,29 @@ class AttentionExplorer(widgets.VBox):
             ValueError: it is none, or cannot be read.
             FileNotFoundError: nothing there.
         """
-        self.session.add(read_path(path))
-        return self._follow()
+        with ALONE:
+            self.session.add(read_path(path))
+            self._added.append(os.fspath(path))
+            return self._follow()
 
     def render(self) -> bytes:
         """The view as a PNG, as it stands on screen."""
-        return self._canvas.draw(*self.session.views)
+        with ALONE:
+            return self._canvas.draw(*self.session.views)
 
-    def figure(self, *, width: int = 1000, dark: bool = False) -> Any:
-        """The view as a matplotlib figure, `width` CSS pixels wide."""
-        return attention_view(*self.session.views, width=width, dark=dark)
+    def figure(self, *, width: int | None = None, dark: bool | None = None) -> Any:
+        """The view as a matplotlib figure.
+
+        Args:
+            width: in CSS pixels; None: as on screen.
+            dark: light ink on a dark ground; None: as on screen.
+        """
+        canvas = self._canvas
+        return attention_view(
+            *self.session.views,
+            width=canvas.width if width is None else width,
+            dark=canvas.dark if dark is None else dark,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> tuple[Path, Path]:
         """Write the view as NAME.png and NAME.svg, each atomically; existing files are replaced.
@@ -161,7 +180,10 @@ class AttentionExplorer(widgets.VBox):
         return save_picture(self.figure(), path)
 
     def code(self) -> str:
-        """The line that makes this view again, without a widget on screen."""
+        """The line that makes this view again, without a widget on screen.
+
+        A picture that was uploaded stands in it by its file's name.
+        """
         state = self.session.state
         chosen: dict[str, Any] = {}
         if len(self.session.models) > 1:
@@ -178,7 +200,8 @@ class AttentionExplorer(widgets.VBox):
         if state.importance:
             chosen["importance"] = True
         choice = ", ".join(f"{key}={value!r}" for key, value in chosen.items())
-        line = f"{self._call}.select({choice})"
+        line = self._call + "".join(f".add({path!r})" for path in self._added)
+        line += f".select({choice})"
         line += "".join(f".ablate({block}, {head})" for block, head in sorted(state.off))
         return line + '.save("view")'
 
@@ -220,15 +243,17 @@ class AttentionExplorer(widgets.VBox):
         """Do what a widget asks for; a mistake becomes a message, and the view stays."""
         if self._following:
             return
-        said = "…"
-        self.controls.say(said)  # some overlays take seconds
-        try:
-            said = act(value)
-        except MISTAKES as error:
-            self._follow()
-            self.controls.say(" ".join(str(error).split()), wrong=True)
-        else:
-            self.controls.say(said if isinstance(said, str) else "")
+        with ALONE:
+            self.controls.say("…")  # some overlays take seconds
+            try:
+                said = act(value)
+            except BaseException as error:
+                self._follow()
+                self.controls.say(" ".join(str(error).split()) or repr(error), wrong=True)
+                if not isinstance(error, (ValueError, OSError)):
+                    raise  # no mistake of the reader's: the log has the traceback
+            else:
+                self.controls.say(said if isinstance(said, str) else "")
 
     @contextmanager
     def _silently(self) -> Iterator[None]:
@@ -240,9 +265,10 @@ class AttentionExplorer(widgets.VBox):
 
     def _follow(self) -> Self:
         """Widgets and picture show the state."""
-        with self._silently():
-            self.controls.follow(self.session, self.view, self.code())
-        self._paint()
+        with ALONE:
+            with self._silently():
+                self.controls.follow(self.session, self.view, self.code())
+            self._paint()
         return self
 
     def _paint(self) -> None:
@@ -257,11 +283,15 @@ class AttentionExplorer(widgets.VBox):
         width = max(_NARROWEST, min(_WIDEST, picture.room))
         wanted = width, picture.dark, picture.pixel_ratio
         if wanted != (canvas.width, canvas.dark, canvas.pixel_ratio):
-            self._canvas = ViewCanvas(*wanted)
-            self._paint()
+            with ALONE:
+                self._canvas = ViewCanvas(*wanted)
+                self._paint()
 
     def _on_message(self, _widget: object, content: dict[str, Any], _buffers: object) -> None:
-        if content.get("kind") == "click":
+        if content.get("kind") == "copied":
+            said = "copied" if content.get("done") else "not allowed here: select the text and copy"
+            self.controls.say(said, wrong=not content.get("done"))
+        elif content.get("kind") == "click":
             self._try(self._click, (float(content["x"]), float(content["y"])))
         elif content.get("key") in _STEPS:
             self._try(self._move, _STEPS[content["key"]])
@@ -277,12 +307,11 @@ class AttentionExplorer(widgets.VBox):
 
     def _ask_by_place(self, which: int, row: int | None, column: int | None) -> None:
         """A patch of either model's picture: the same place is asked in both."""
-        mine, theirs = self.session.views
-        assert row is not None and column is not None
-        grid = (theirs if which and theirs is not None else mine).query_grid
-        rows, columns = mine.query_grid
-        place = int((row + 0.5) / grid[0] * rows), int((column + 0.5) / grid[1] * columns)
-        self.select(query=place)
+        view = self.session.views[which]
+        assert view is not None and row is not None and column is not None
+        rows, columns = view.query_grid
+        self.session.ask(((row + 0.5) / rows, (column + 0.5) / columns))
+        self._follow()
 
     def _move(self, step: tuple[int, int]) -> None:
         query, grid = self.view.query, self.view.query_grid
@@ -295,9 +324,11 @@ class AttentionExplorer(widgets.VBox):
         self.select(query=(row, column))
 
     def _ask_by_class_token(self, on: bool) -> None:
-        rows, columns = self.view.query_grid
-        row, column = self.session.state.place
-        self.select(query="class" if on else (int(row * rows), int(column * columns)))
+        if on:
+            self.select(query="class")
+        else:
+            self.session.ask(self.session.state.place)
+            self._follow()
 
     def _take_uploads(self, files: Sequence[Any]) -> None:
         if not files:
@@ -306,6 +337,7 @@ class AttentionExplorer(widgets.VBox):
             self.controls.upload.value = ()  # so that the same file can be chosen again
         pictures = [read_bytes(bytes(file["content"]), str(file["name"])) for file in files]
         self.session.add(pictures)
+        self._added += [picture.name for picture in pictures]
         self._follow()
 
     def _take_path(self, path: str) -> None:
@@ -316,7 +348,10 @@ class AttentionExplorer(widgets.VBox):
 
     def _save_beside(self, _: object) -> str:
         name = f"attention_{self.view.model}".replace("/", "-")
-        number = next(n for n in range(1, 10_000) if not Path(f"{name}_{n}.png").exists())
+        number = next(
+            n for n in count(1)
+            if not any(Path(f"{name}_{n}.{ending}").exists() for ending in ("png", "svg"))
+        )  # fmt: skip
         png, svg = self.save(f"{name}_{number}")
         return f"saved: {png.name} and {svg.name}"
 
