@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
+from browser import answers, at_home_in, free_port, running, wait_until
 from PIL import Image
 
 from evitlab import serving
 from evitlab.cli import explore, main
+from evitlab.explorer.subject import Subject
 from evitlab.models.zoo import create_model
 from evitlab.training.checkpoint import save_weights
 
@@ -99,7 +104,7 @@ def test_notebook_with_two_models_of_which_one_is_a_file(served: Served, picture
 def test_notebook_with_weights(served: Served, pictures: Path) -> None:
     model = create_model("efficientvit_m0_p4", img_size=32, num_classes=3)
     save_weights(model, pictures.parent / "m0.safetensors")
-    with pytest.raises(ValueError, match="weights: expected the name of a model"):
+    with pytest.raises(ValueError, match="weights: expected a model that is given by its name"):
         main(["--debug", "explore", SMALL, "--weights", "m0.safetensors"])
     notebook = serving.explorer_notebook({"a": "a"}, "embedded", weights="hub")
     (call,) = [
@@ -157,6 +162,52 @@ def test_mistakes_come_before_the_server(
     assert said in mistake(capsys, *arguments)
 
 
+def test_the_second_model_is_looked_through_too(
+    pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Subject.look
+
+    def refuse(subject: Subject, *given: Any) -> Any:
+        if subject.name == "efficientvit_m0_p4":
+            raise ValueError("model: expected tokens on a grid, found none")
+        return look(subject, *given)
+
+    monkeypatch.setattr(Subject, "look", refuse)
+    chosen = [SMALL, "--images", "pictures", "--compare", "efficientvit_m0_p4"]
+    assert "expected tokens on a grid" in mistake(capsys, *chosen)
+
+
+def test_models_are_not_kept_beside_the_server(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[weakref.ref[Subject]] = []
+    build = Subject.__init__
+
+    def remember(subject: Subject, *given: Any, **named: Any) -> None:
+        opened.append(weakref.ref(subject))
+        build(subject, *given, **named)
+
+    def serve(command: list[str]) -> int:
+        gc.collect()
+        assert len(opened) == 2 and all(subject() is None for subject in opened)
+        return 0
+
+    monkeypatch.setattr(Subject, "__init__", remember)
+    monkeypatch.setattr(serving, "serve", serve)
+    chosen = [SMALL, "--images", "pictures", "--compare", "efficientvit_m0_p4"]
+    assert main(["--debug", "explore", *chosen]) == 0
+
+
+def test_what_becomes_of_the_notebook_is_said(
+    served: Served, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explore", SMALL, "--images", "pictures"]) == 0
+    (said,) = capsys.readouterr().out.splitlines()
+    assert "Ctrl-C ends it" in said and "--notebook FILE keeps what you write" in said
+    assert main(["explore", SMALL, "--images", "pictures", "--notebook", "mine.ipynb"]) == 0
+    assert "the notebook stays in mine.ipynb" in capsys.readouterr().out
+
+
 def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -185,6 +236,20 @@ def test_servers_answer_this_machine_alone(app: bool, tmp_path: Path) -> None:
     command = serving.server_command(file, app=app, port=9000, browser=False)
     assert {"--no-browser", f"--{'Voila' if app else 'ServerApp'}.port=9000"} <= set(command)
     assert not any("token=" in word or "password" in word for word in command)
+
+
+def test_jupyterlab_answers(tmp_path: Path) -> None:
+    """The very command line; no kernel starts before a page asks for one."""
+    file = tmp_path / "explore.ipynb"
+    file.write_text(nbformat.writes(serving.explorer_notebook({SMALL: SMALL}, "embedded")))
+    port, log = free_port(), tmp_path / "log"
+    command = serving.server_command(file, app=False, port=port, browser=False)
+    address = f"http://127.0.0.1:{port}"
+    settings = {**at_home_in(tmp_path / "home"), "JUPYTER_TOKEN": "secret"}
+    with running(command, log, settings):
+        wait_until(lambda: answers(f"{address}/api/status?token=secret"), log)
+        assert not answers(f"{address}/api/status"), "open to everyone on this machine"
+        assert answers(f"{address}/api/contents/explore.ipynb?token=secret")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")

@@ -36,7 +36,6 @@ def add(command: AddCommand) -> None:
 
 def _explore(args: argparse.Namespace) -> int:
     from evitlab import serving
-    from evitlab.explorer.session import Session
 
     # All that can be wrong is said before a server starts; what costs nothing first.
     if args.app:
@@ -48,9 +47,7 @@ def _explore(args: argparse.Namespace) -> int:
     models = _named_on_screen(args.model, args.compare)
     images = _absolute(args.images)
     weights = None if args.weights is None else _absolute(args.weights)
-    session = Session(models, images, weights=weights)
-    for name in models:
-        session.subject(name)  # opened only when it is asked for
+    _look_once(models, images, weights)
 
     notebook = serving.explorer_notebook(
         models, images, weights=weights, app=args.app,
@@ -60,12 +57,33 @@ def _explore(args: argparse.Namespace) -> int:
         command = serving.server_command(
             file, app=args.app, port=args.port, browser=not args.no_browser
         )
-        server = "Voila" if args.app else "JupyterLab"
-        print(f"{server} starts on this machine alone; Ctrl-C ends it", flush=True)
+        print(_announcement(args), flush=True)
         try:
             return serving.serve(command)
         except KeyboardInterrupt:
             return 130
+
+
+def _look_once(models: dict[str, str], images: str, weights: str | None) -> None:
+    """What the notebook will do, to raise what it would raise.
+
+    Nothing of it stays: the kernel has models of its own, and the server runs for hours.
+    """
+    from evitlab.explorer.session import Session
+
+    session = Session(models, images, weights=weights)
+    for name in list(models)[1:]:  # the first has been looked through
+        session.select(compare=name)
+
+
+def _announcement(args: argparse.Namespace) -> str:
+    if args.app:
+        return "Voila starts on this machine alone; Ctrl-C ends it"
+    kept = (
+        "the notebook goes with it, --notebook FILE keeps what you write there"
+        if args.notebook is None else f"the notebook stays in {args.notebook}"
+    )  # fmt: skip
+    return f"JupyterLab starts on this machine alone; Ctrl-C ends it ({kept})"
 
 
 def _named_on_screen(first: str, second: str | None) -> dict[str, str]:
