@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from evitlab.cli import main
 from evitlab.records import DeployRatios, TrainingRecord
@@ -66,6 +67,15 @@ def test_every_command_exists(command):
 def test_every_linked_file_exists():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_every_picture_opens_and_has_words():
+    pictures = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README)
+    assert "figures/explorer.png" in [target for _, target in pictures]
+    for text, target in pictures:
+        assert text, target
+        with Image.open(ROOT / target) as picture:
+            picture.verify()
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
