@@ -437,14 +437,16 @@ def test_pictures_are_cut_to_what_the_model_takes() -> None:
 def test_labels_by_number_and_name() -> None:
     model: Any = cascade()
     model.class_names = tuple("abcdefg")
-    assert Session(model, pictures(2), labels=[2, 0]).views[0].label == "c"
+    assert view_of(Session(model, pictures(2), labels=[2, 0])).label == "c"
     assert Session(model, pictures(2), labels=["cat", "dog"]).views[0].label == "cat"
     assert Session(model, pictures(2), labels=torch.tensor([99, 0])).views[0].label == "class 99"
-    for labels in ([np.int64(2), np.int64(0)], [torch.tensor(2), torch.tensor(0)], (2, 0)):
-        assert view_of(Session(model, pictures(2), labels=labels)).label == "c"
-    for wrong in (2, "ab"):
+    right: list[Any] = [[np.int64(2), np.int64(0)], [torch.tensor(2), torch.tensor(0)], (2, 0)]
+    for given in right:
+        assert view_of(Session(model, pictures(2), labels=given)).label == "c"
+    wrong: list[Any] = [2, "ab"]
+    for given in wrong:
         with pytest.raises(ValueError, match="labels: expected one per picture, got"):
-            Session(model, pictures(2), labels=wrong)
+            Session(model, pictures(2), labels=given)
     assert view_of(Session(model, pictures(2))).label is None
     data = open_dataset("embedded", "val", img_size=64, limit=4)
     view = Session(model, data).views[0]
