@@ -240,7 +240,7 @@ def _ruler() -> RendererAgg:
     return RendererAgg(8, 8, _DPI)
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def _stamp(
     text: str, size: float, bold: bool, color: tuple[float, float, float], vertical: bool,
     dpi: float,
