@@ -81,7 +81,7 @@ class HouseFigure(Figure):
         if len(png) <= _LARGE_BYTES:
             return {"image/png": png}
         with Image.open(io.BytesIO(png)) as shown:
-            few, jpeg = _in_few_colors(shown.convert("RGB")), io.BytesIO()
+            few, jpeg = _in_few_colors(shown.convert("RGB"), even=True), io.BytesIO()
             shown.convert("RGB").save(jpeg, "JPEG", quality=75, optimize=True)
         if len(few) <= len(jpeg.getvalue()):
             return {"image/png": few}
@@ -179,9 +179,14 @@ def _render(figure: Figure, format: str, *, dpi: float) -> bytes:
     return buffer.getvalue()
 
 
-def _in_few_colors(drawing: Image.Image, *, dpi: float = 100) -> bytes:
-    """A PNG with 256 colours, none of them mixed by dots."""
+def _in_few_colors(drawing: Image.Image, *, dpi: float = 100, even: bool = False) -> bytes:
+    """A PNG with 256 colours, none of them mixed by dots.
+
+    Args:
+        even: no colour far off, as where a scale runs through many; else few pixels off.
+    """
     buffer = io.BytesIO()
-    colors = drawing.quantize(256, dither=Image.Dither.NONE)
+    method = Image.Quantize.MAXCOVERAGE if even else Image.Quantize.MEDIANCUT
+    colors = drawing.quantize(256, method, kmeans=3 if even else 0, dither=Image.Dither.NONE)
     colors.save(buffer, "PNG", optimize=True, dpi=(dpi, dpi))
     return buffer.getvalue()
