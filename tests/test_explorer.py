@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from randomised import randomise
 from torch import Tensor, nn
+from tqdm.std import tqdm as std_tqdm
 
 from evitlab import (
     AttentionExplorer,
@@ -658,6 +659,23 @@ def test_callbacks_and_cells_take_turns(explorer: AttentionExplorer) -> None:
     assert all(module.training for module in model.modules())
     assert all(weight.requires_grad for weight in model.parameters())
     assert [getattr(module, "fused_attn", None) for module in model.modules()] == flags
+
+
+def test_no_bar_is_begun_beside_the_explorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Voila's page a bar that is gone again leaves an error behind."""
+    begun: list[bool] = []
+    start = std_tqdm.__init__
+
+    def noted(self: Any, *args: Any, **options: Any) -> None:
+        start(self, *args, **options)
+        begun.append(not self.disable)
+
+    monkeypatch.setattr(std_tqdm, "__init__", noted)
+    explorer = AttentionExplorer("efficientvit_m0_embedded", "embedded")
+    explorer.select(overlay="integrated_gradients", importance=True)
+    assert begun and not any(begun)
+    head_similarity(cascade(), pictures())
+    assert begun[-1], "bars are there again"
 
 
 def test_save_writes_png_and_svg(explorer: AttentionExplorer, tmp_path: Path,

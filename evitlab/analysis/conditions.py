@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partialmethod
 
 import torch
 from timm.layers import config as timm_config
 from timm.layers import set_fused_attn
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm.auto import tqdm
 
 # Who changes a model or torch for a while has both alone: JupyterLab runs a widget's callbacks in
 # a thread beside the cells. One lock for all of them, so that none waits for another for ever.
@@ -68,6 +70,25 @@ def fused_attention(model: nn.Module, enable: bool | None) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(False)
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """No bar of tqdm meanwhile: in a notebook each is a widget, which a page like Voila's misses
+    once it is closed ("model not found"). For callers that say themselves that they are at work.
+
+    Pitfall: bars that other threads begin meanwhile are not shown either.
+    """
+    with ALONE:
+        given = vars(tqdm).get("__init__")
+        setattr(tqdm, "__init__", partialmethod(tqdm.__init__, disable=True))  # noqa: B010
+        try:
+            yield
+        finally:
+            if given is None:
+                delattr(tqdm, "__init__")
+            else:
+                setattr(tqdm, "__init__", given)  # noqa: B010
 
 
 @contextmanager

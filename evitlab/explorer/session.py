@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from evitlab.analysis.conditions import without_progress_bars
 from evitlab.analysis.explaining import check_choice
 from evitlab.analysis.subjects import is_named
 from evitlab.explorer.pictures import Labels, Picture, read_pictures
@@ -51,6 +52,7 @@ class Session:
         FileNotFoundError: see there.
     """
 
+    @without_progress_bars()
     def __init__(
         self,
         models: Models,
@@ -100,6 +102,7 @@ class Session:
             self._opened[name] = Subject(model, name=name, weights=weights)
         return self._opened[name]
 
+    @without_progress_bars()
     def add(self, pictures: Sequence[Picture]) -> None:
         """More pictures at the end; the first of them is shown.
 
@@ -114,6 +117,7 @@ class Session:
             self.pictures = before
             raise
 
+    @without_progress_bars()
     def select(
         self,
         *,
@@ -159,6 +163,7 @@ class Session:
             state = self._at(state, blocks[state.block - 1], query)
         self._apply(state)
 
+    @without_progress_bars()
     def ablate(self, block: int | None = None, head: int | None = None, *, off: bool) -> None:
         """See `AttentionExplorer.ablate`."""
         block = self.state.block if block is None else block
@@ -169,10 +174,12 @@ class Session:
         before = self.state.off
         self._apply(replace(self.state, off=before | which if off else before - which))
 
+    @without_progress_bars()
     def ask(self, place: tuple[float, float]) -> None:
         """The patch at a place asks; fractions of the picture's height and width, below 1."""
         self._apply(replace(self.state, place=place, on_class_token=False))
 
+    @without_progress_bars()
     def restore(self) -> None:
         """All heads on."""
         self._apply(replace(self.state, off=frozenset()))
