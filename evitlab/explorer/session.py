@@ -90,10 +90,6 @@ class Session:
         """The chosen picture through the chosen model, with the heads off that are off."""
         return self._look(self.state)
 
-    @property
-    def block(self) -> Block:
-        return self.look.blocks[self.state.block - 1]
-
     def subject(self, name: str) -> Subject:
         """A model by its name on screen; opened when it is first asked for."""
         if name not in self._opened:

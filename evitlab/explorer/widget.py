@@ -241,9 +241,9 @@ class AttentionExplorer(widgets.VBox):
 
     def _try(self, act: Callable[[Any], Any], value: Any = None) -> None:
         """Do what a widget asks for; a mistake becomes a message, and the view stays."""
-        if self._following:
-            return
         with ALONE:
+            if self._following:
+                return
             self.controls.say("…")  # some overlays take seconds
             try:
                 said = act(value)
