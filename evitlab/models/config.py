@@ -37,6 +37,7 @@ class EfficientViTConfig:
     activation: Literal["relu", "hardswish"] = "relu"
     drop_path_rate: float = 0.0  # of the last block; rises linearly from 0 at the first
     mask_padding: bool = True  # False: attend to window padding, as the official code does
+    distilled: bool = False  # a second classifier, for a teacher; both are averaged in evaluation
 
     def __post_init__(self) -> None:
         for name, allowed in (

@@ -2,7 +2,8 @@
 
 What changes, all of it algebra:
 
-- BatchNorm folds into the convolution or linear layer beside it, the classifier's too.
+- BatchNorm folds into the convolution or linear layer beside it, the classifier's too; two
+  classifiers whose logits are averaged are one.
 - A residual depthwise convolution takes its identity in as one more tap.
 - x + W h + b becomes one accumulating matrix product: the bias b moves ahead into the bias of the
   depthwise convolution before it, and what reads x in between subtracts it in its own bias.
@@ -108,7 +109,8 @@ class DeployedEfficientViT(nn.Module):
             if isinstance(layer, Convolution):  # so its output is channels-last, as tokens are
                 layer.weight.data = layer.weight.to(memory_format=torch.channels_last)
         self.stages = nn.Sequential(*(_stage(stage) for stage in model.stages))
-        self.head = Classifier(model.head) if isinstance(model.head, NormLinear) else nn.Identity()
+        heads = [head for head in model.heads if isinstance(head, NormLinear)]
+        self.head = Classifier(*heads) if heads else nn.Identity()
         super().train(False)
 
     @property

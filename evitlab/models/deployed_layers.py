@@ -246,11 +246,12 @@ class DeployedMerging(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Linear layer with the BatchNorm before it folded in: [B, C] -> [B, num_classes]."""
+    """The heads' mean as one linear layer, BatchNorms folded in: [B, C] -> [B, num_classes]."""
 
-    def __init__(self, head: NormLinear) -> None:
+    def __init__(self, *heads: NormLinear) -> None:
         super().__init__()
-        self.weight, self.bias = (_fixed(part, head) for part in fold_linear(head))
+        parts = zip(*(fold_linear(head) for head in heads), strict=True)  # weights, biases
+        self.weight, self.bias = (_fixed(torch.stack(part).mean(0), heads[0]) for part in parts)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)

@@ -267,16 +267,19 @@ class EfficientViT(nn.Module):
     """The whole network: [B, in_chans, H, W] images -> [B, num_classes] logits.
 
     Takes images of any size; `config.img_size` only decides how far windows shrink on small
-    maps, and with it the size of the attention-bias tables.
+    maps, and with it the size of the attention-bias tables. With `config.distilled` a second
+    classifier, `head_dist`, learns from a teacher: in training mode the result is the pair
+    (labels' logits, teacher's logits), in evaluation their mean.
 
     Raises ValueError where the images' channels or size do not fit.
 
-    Paper: Section 3, Table 1. timm's model contract: `forward_features`, `forward_head`,
-    `feature_info`, `no_weight_decay`, `get_classifier`, `reset_classifier`,
-    `set_grad_checkpointing`.
+    Paper: Section 3, Table 1; the second head is that of Table 7. timm's model contract:
+    `forward_features`, `forward_head`, `feature_info`, `no_weight_decay`, `group_matcher`,
+    `get_classifier`, `reset_classifier`, `set_grad_checkpointing`.
     """
 
     head: nn.Module
+    head_dist: nn.Module  # only where `config.distilled`
     pretrained_cfg: dict[str, Any]
     class_names: tuple[str, ...] = ()
 
@@ -318,8 +321,21 @@ class EfficientViT(nn.Module):
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if "attention_biases" in name}
 
-    def get_classifier(self) -> nn.Module:
-        return self.head.linear if isinstance(self.head, NormLinear) else self.head
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters form a layer, for layer-wise decay: the stem, each block (the first of a
+        stage with the subsampling before it), the heads; `coarse`: each stage."""
+        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+        return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+    def get_classifier(self) -> Any:
+        """The linear layer of the head, of both heads in a tuple where there are two."""
+        linears = tuple(getattr(head, "linear", head) for head in self.heads)
+        return linears if len(linears) > 1 else linears[0]
+
+    @property
+    def heads(self) -> tuple[nn.Module, ...]:
+        """The classifier with its norm; two of them where `config.distilled`."""
+        return (self.head, self.head_dist) if self.config.distilled else (self.head,)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if global_pool not in (None, "avg"):
@@ -327,8 +343,9 @@ class EfficientViT(nn.Module):
         self.config = replace(self.config, num_classes=num_classes)
         like = next(self.patch_embed.parameters())
         width, norm = self.num_features, self.config.norm
-        head = NormLinear(width, num_classes, norm=norm) if num_classes else nn.Identity()
-        self.head = head.to(like.device, like.dtype).train(self.training)
+        for name in ("head", "head_dist")[: 1 + self.config.distilled]:
+            head = NormLinear(width, num_classes, norm=norm) if num_classes else nn.Identity()
+            setattr(self, name, head.to(like.device, like.dtype).train(self.training))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass.
@@ -345,9 +362,12 @@ class EfficientViT(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         return self.stages(self.patch_embed(x))
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
         x = x.mean((2, 3))
-        return x if pre_logits else self.head(x)
+        if pre_logits or not self.config.distilled:
+            return x if pre_logits else self.head(x)
+        logits, distilled = self.head(x), self.head_dist(x)
+        return (logits, distilled) if self.training else (logits + distilled) / 2
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.forward_head(self.forward_features(x))

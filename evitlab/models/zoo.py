@@ -99,7 +99,11 @@ def create_model(
     model: Any
     if isinstance(config, EfficientViTConfig):
         model = EfficientViT(config)
-        layers = {"classifier": "head.linear", "first_conv": "patch_embed.conv1.conv"}
+        heads = ("head.linear", "head_dist.linear")
+        layers = {
+            "classifier": heads if config.distilled else heads[0],
+            "first_conv": "patch_embed.conv1.conv",
+        }
     else:
         model = build_baseline(config)
         classifier = "head" if config.family == "deit" else "head.fc"

@@ -43,7 +43,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "a positive number",
         lambda value: _number(value) and value > 0,
-        ("lr", "eps", "clip_grad"),
+        ("lr", "eps", "clip_grad", "distillation_tau"),
     ),
     (
         "0 or more",
@@ -67,7 +67,12 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "0 to 1",
         lambda value: _number(value) and 0 <= value <= 1,
-        ("flip", "mix_prob", "switch_prob", "random_erasing"),
+        ("distillation_alpha", "flip", "mix_prob", "switch_prob", "random_erasing"),
+    ),
+    (
+        "above 0, up to 1",
+        lambda value: _number(value) and 0 < value <= 1,
+        ("layer_decay",),
     ),
     (
         "0 to 10",
@@ -90,6 +95,8 @@ _CHOICES = {
     "clip": ("none", "norm", "agc"),
     "precision": ("auto", "float32", "bfloat16"),
     "crop": ("none", "pad", "resized"),
+    "freeze": ("none", "backbone"),
+    "distillation": ("none", "soft", "hard"),
 }
 
 
@@ -111,9 +118,14 @@ class Recipe:
     weight_decay: float = 0.025  # not on biases, norms and attention biases
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    layer_decay: float = 1.0  # a layer's rate: peak_lr * layer_decay ** (layers above it)
+    freeze: Literal["none", "backbone"] = "none"  # backbone: only the classifier trains
     clip: Literal["none", "norm", "agc"] = "none"  # agc: adaptive, the classifier exempt
     clip_grad: float = 1.0
     ema_decay: float = 0.0  # 0: no moving average of the weights
+    distillation: Literal["none", "soft", "hard"] = "none"  # hard: the teacher's top-1 as label
+    distillation_alpha: float = 0.5  # the teacher's share of the loss, the labels have the rest
+    distillation_tau: float = 1.0  # temperature of soft distillation
     repeats: int = 1  # repeated augmentation: views of an image within one epoch
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU
     compile: bool = False  # torch.compile: minutes of start-up, then faster steps
