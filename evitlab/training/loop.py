@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
@@ -24,15 +23,24 @@ from tqdm.auto import tqdm
 
 from evitlab.datasets import AnyDataset, StreamingDataset
 from evitlab.models.cost import count_macs, count_params
-from evitlab.models.weights import load_weights, read_card
-from evitlab.models.zoo import config_fields, normalization
+from evitlab.models.zoo import normalization
 from evitlab.records import Accuracy, EpochLog, TrainingRecord, environment_card, write_atomically
 from evitlab.training.augment import Augment
 from evitlab.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from evitlab.training.evaluation import check_labels, checked_device, evaluate
+from evitlab.training.identity import (
+    RECORDED,
+    check_same_run,
+    finished_run,
+    remove_earlier_run,
+    run_identity,
+)
+from evitlab.training.optimizer import (
+    all_but_classifier,
+    build_optimizer,
+    set_learning_rate,
+)
 from evitlab.training.recipe import Recipe
-
-_RECORDED = ("model", "img_size", "num_classes", "dataset", "train_images", "recipe")
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -78,7 +86,7 @@ def train(
     out = Path(out_dir)
     device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     _check_fit(model, train_data, val_data, recipe)
-    identity = _identity(model, train_data, recipe)
+    identity = run_identity(model, train_data, recipe)
     card = environment_card(
         device=device,
         precision=_precision(device, recipe.precision),
@@ -92,29 +100,20 @@ def train(
     state = None
     if resume:
         if (out / "record.json").exists() and (out / "model.safetensors").exists():
-            return _finished_run(model.to(device), identity, out)
+            return finished_run(model.to(device), identity, out)
         if last.exists():
             state = load_checkpoint(last)
-            _check_same_run(state["identity"], identity, out)
+            check_same_run(state["identity"], identity, out)
     # Written first, so that a folder that cannot be written costs no epoch.
     write_atomically(out / "recipe.json", json.dumps(identity, indent=1) + "\n")
     if not resume:
-        _remove_earlier_run(out)
+        remove_earlier_run(out)
     names = train_data.class_names
 
     model.to(device).to(memory_format=torch.channels_last)
     step_model = torch.compile(model) if recipe.compile else model
-    optimizer = torch.optim.AdamW(
-        param_groups_weight_decay(
-            model,
-            recipe.weight_decay,
-            no_weight_decay_list=getattr(model, "no_weight_decay", set)(),
-        ),
-        lr=recipe.peak_lr,
-        betas=recipe.betas,
-        eps=recipe.eps,
-        fused=device.type in ("cpu", "cuda"),
-    )
+    optimizer = build_optimizer(model, recipe)
+    objective = cross_entropy
     if isinstance(train_data, StreamingDataset):  # it crops while it decodes
         train_data = dataclasses.replace(train_data, crop_scale=recipe.crop_scale)
     ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
@@ -143,8 +142,8 @@ def train(
         unit_scale=True,
         mininterval=1,
     )
-    clipped = _all_but_classifier(model)
     # Other GPUs than the one in use are left out: there may be many, and torch warns of the time.
+    clipped = all_but_classifier(model)
     with bar, torch.random.fork_rng([device] if device.type == "cuda" else []):
         for epoch in range(len(history) + 1, recipe.total_epochs + 1):
             model.train()
@@ -156,14 +155,13 @@ def train(
             began = time.perf_counter()
             for step, (pixels, labels) in enumerate(batches):
                 rate = recipe.learning_rate(epoch - 1 + step / steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+                set_learning_rate(optimizer, rate)
                 seed = _seed(recipe, epoch, step)
                 torch.manual_seed(seed)  # stochastic depth
                 inputs, targets = augment(pixels, labels, torch.Generator().manual_seed(seed))
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
                 with _autocast(device, recipe.precision):
-                    loss = F.cross_entropy(step_model(inputs), targets)
+                    loss = objective(step_model(inputs), inputs, targets)
                 optimizer.zero_grad()
                 loss.backward()
                 if recipe.clip == "agc":
@@ -212,7 +210,7 @@ def train(
         save_weights(ema.module, out / "model_ema.safetensors", class_names=names)
     save_weights(model, out / "model.safetensors", class_names=names)
     record = TrainingRecord(
-        **{name: identity[name] for name in _RECORDED},
+        **{name: identity[name] for name in RECORDED},
         params=count_params(model),
         macs=count_macs(model, train_data.img_size),
         history=tuple(history),
@@ -246,73 +244,9 @@ def _check_fit(
         )
 
 
-def _identity(model: nn.Module, data: AnyDataset, recipe: Recipe) -> dict[str, Any]:
-    """What must be equal for a run to be continued."""
-    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
-    return {
-        "model": cfg.get("architecture") or type(model).__name__,
-        "img_size": data.img_size,
-        "num_classes": getattr(model, "num_classes", data.num_classes),
-        "dataset": data.title,
-        "train_images": len(data),
-        "recipe": dataclasses.asdict(recipe),
-        # Overrides such as `cascade=False` change the function, but no name and no weight's shape.
-        "config": config_fields(model),
-        "channel_widths": getattr(model, "channel_widths", {}),  # of a pruned model
-    }
-
-
-def _finished_run(model: nn.Module, identity: dict[str, Any], out: Path) -> TrainingRecord:
-    """The record of the run in `out`, after its weights were loaded; errors if it is another."""
-    record = TrainingRecord.load(out / "record.json")
-    found: dict[str, Any] = {name: getattr(record, name) for name in _RECORDED}
-    weights = out / "model.safetensors"
-    ours = identity["config"] or identity["channel_widths"]  # other weights need no card
-    card = read_card(weights) if ours else {}
-    found |= {name: card.get(name, {}) for name in ("config", "channel_widths")}
-    _check_same_run(found, identity, out)
-    load_weights(model, weights)
-    return record
-
-
-def _check_same_run(found: dict[str, Any], wanted: dict[str, Any], out: Path) -> None:
-    """Compare what the run in `out` recorded; a field that is younger than it is not compared."""
-
-    def flat(run: dict[str, Any]) -> dict[str, Any]:
-        plain = json.loads(json.dumps(run))  # JSON has no tuples
-        return {**plain.pop("config", {}), **plain.pop("recipe"), **plain}
-
-    there, asked_for = flat(found), flat(wanted)
-    pruned = [run.pop("channel_widths", {}) for run in (there, asked_for)]
-    differing = [
-        f"{key} {value} there, {asked_for.get(key)} asked for"
-        for key, value in there.items()
-        if asked_for.get(key) != value
-    ]
-    if pruned[0] != pruned[1]:  # too many numbers for a message
-        how = ["pruned" if widths else "whole" for widths in pruned]
-        other = "pruned to other widths" if all(pruned) else how[1]
-        differing.append(f"model {how[0]} there, {other} asked for")
-    if differing:
-        raise ValueError(
-            f"out_dir: {out} holds a different run ({'; '.join(differing)}); choose another "
-            "folder, or start over with resume=False (--no-resume)"
-        )
-
-
-def _remove_earlier_run(out: Path) -> None:
-    """Else a run that is stopped early would be continued, or reported, as the one before it."""
-    checkpoints = ("checkpoints/last.pt", "checkpoints/best.safetensors")
-    for name in ("record.json", "model.safetensors", "model_ema.safetensors", *checkpoints):
-        (out / name).unlink(missing_ok=True)
-
-
-def _all_but_classifier(model: nn.Module) -> list[nn.Parameter]:
-    """What adaptive clipping applies to, as in timm."""
-    found: Any = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
-    classifiers = found if isinstance(found, tuple) else (found,)  # distilled models have two
-    exempt = {id(weight) for classifier in classifiers for weight in classifier.parameters()}
-    return [weight for weight in model.parameters() if id(weight) not in exempt]
+def cross_entropy(logits: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The objective without a teacher: logits and targets [B, classes], inputs [B, C, H, W]."""
+    return F.cross_entropy(logits, targets)
 
 
 def _is_finite(model: nn.Module) -> bool:

@@ -1,0 +1,77 @@
+"""The identity of a run: what must be equal for it to be continued, and what it left behind."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from evitlab.datasets import AnyDataset
+from evitlab.models.weights import load_weights, read_card
+from evitlab.models.zoo import config_fields
+from evitlab.records import TrainingRecord
+from evitlab.training.recipe import Recipe
+
+RECORDED = ("model", "img_size", "num_classes", "dataset", "train_images", "recipe")
+
+
+def run_identity(model: nn.Module, data: AnyDataset, recipe: Recipe) -> dict[str, Any]:
+    """What must be equal for a run to be continued."""
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    return {
+        "model": cfg.get("architecture") or type(model).__name__,
+        "img_size": data.img_size,
+        "num_classes": getattr(model, "num_classes", data.num_classes),
+        "dataset": data.title,
+        "train_images": len(data),
+        "recipe": dataclasses.asdict(recipe),
+        # Overrides such as `cascade=False` change the function, but no name and no weight's shape.
+        "config": config_fields(model),
+        "channel_widths": getattr(model, "channel_widths", {}),  # of a pruned model
+    }
+
+
+def finished_run(model: nn.Module, identity: dict[str, Any], out: Path) -> TrainingRecord:
+    """The record of the run in `out`, after its weights were loaded; errors if it is another."""
+    record = TrainingRecord.load(out / "record.json")
+    found: dict[str, Any] = {name: getattr(record, name) for name in RECORDED}
+    weights = out / "model.safetensors"
+    ours = identity["config"] or identity["channel_widths"]  # other weights need no card
+    card = read_card(weights) if ours else {}
+    found |= {name: card.get(name, {}) for name in ("config", "channel_widths")}
+    check_same_run(found, identity, out)
+    load_weights(model, weights)
+    return record
+
+
+def check_same_run(found: dict[str, Any], wanted: dict[str, Any], out: Path) -> None:
+    """Compare what the run in `out` recorded; a field that is younger than it is not compared."""
+
+    def flat(run: dict[str, Any]) -> dict[str, Any]:
+        plain = json.loads(json.dumps(run))  # JSON has no tuples
+        return {**plain.pop("config", {}), **plain.pop("recipe"), **plain}
+
+    there, asked_for = flat(found), flat(wanted)
+    pruned = [run.pop("channel_widths", {}) for run in (there, asked_for)]
+    differing = [
+        f"{key} {value} there, {asked_for.get(key)} asked for"
+        for key, value in there.items()
+        if asked_for.get(key) != value
+    ]
+    if pruned[0] != pruned[1]:  # too many numbers for a message
+        how = ["pruned" if widths else "whole" for widths in pruned]
+        other = "pruned to other widths" if all(pruned) else how[1]
+        differing.append(f"model {how[0]} there, {other} asked for")
+    if differing:
+        raise ValueError(
+            f"out_dir: {out} holds a different run ({'; '.join(differing)}); choose another "
+            "folder, or start over with resume=False (--no-resume)"
+        )
+
+
+def remove_earlier_run(out: Path) -> None:
+    """Else a run that is stopped early would be continued, or reported, as the one before it."""
+    checkpoints = ("checkpoints/last.pt", "checkpoints/best.safetensors")
+    for name in ("record.json", "model.safetensors", "model_ema.safetensors", *checkpoints):
+        (out / name).unlink(missing_ok=True)
