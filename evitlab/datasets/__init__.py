@@ -1,7 +1,7 @@
 """Data sets by name or path; see `open_dataset`."""
 
 from evitlab.datasets.decoding import OnError
-from evitlab.datasets.hub import NAMED_SETS, data_home
+from evitlab.datasets.hub import NAMED_SETS, data_home, is_at_hand
 from evitlab.datasets.memory import Dataset
 from evitlab.datasets.opening import (
     EMBEDDED,
@@ -21,6 +21,7 @@ __all__ = [
     "StreamingDataset",
     "data_home",
     "default_dataset_name",
+    "is_at_hand",
     "open_dataset",
     "photograph",
 ]

@@ -60,7 +60,7 @@ from evitlab.records.speed import (
     ThroughputSweep,
 )
 from evitlab.records.structure import BlockNode, BlockTrace
-from evitlab.records.studies import AttentionShareRun
+from evitlab.records.studies import AblationRun, AttentionShareRun
 from evitlab.records.training import Accuracy, EpochLog, TrainingRecord
 from evitlab.records.view import OVERLAYS, AttentionView
 
@@ -74,6 +74,7 @@ __all__ = [
     "PARTS",
     "SCALES",
     "WIDTHS",
+    "AblationRun",
     "Accuracy",
     "AnalysisCost",
     "AnalysisCostRow",

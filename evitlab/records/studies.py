@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -44,6 +45,36 @@ class AttentionShareRun(Record):
             "train_images": self.training.train_images,
             "epochs": len(self.training.history),
             "dataset": self.training.dataset,
+            "scale": self.environment.scale,
+            "device": self.environment.device,
+        }
+        return pd.DataFrame([row])
+
+
+@dataclass(frozen=True)
+class AblationRun(Record):
+    """One variant of the model, trained: a row of Table 6 or a point of Fig. 7."""
+
+    variant: str  # "row-2", "key-dim-8", "value-ratio-0.8"
+    seed: int
+    changes: dict[str, Any]  # fields of the configuration, the adjusted width included
+    training: TrainingRecord
+    environment: Environment
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row; the multiply-accumulates are those of the model as it was trained."""
+        training = self.training
+        row = {
+            "variant": self.variant,
+            "seed": self.seed,
+            "model": training.model,
+            "macs": training.macs,
+            "params": training.params,
+            "top1": training.final.top1,
+            "val_images": training.final.n,
+            "train_images": training.train_images,
+            "epochs": len(training.history),
+            "dataset": training.dataset,
             "scale": self.environment.scale,
             "device": self.environment.device,
         }

@@ -1,4 +1,4 @@
-"""The sweeps behind the paper's Section 2: declared lists of runs, resumable, one record a run."""
+"""The sweeps behind the paper's findings: declared lists of runs, resumable, one record a run."""
 
 from __future__ import annotations
 
@@ -8,15 +8,31 @@ from pathlib import Path
 
 from evitlab.records import Record
 from evitlab.resources import data_dir
-from evitlab.studies import attention_share, channel_importance, head_similarity
+from evitlab.studies import (
+    ablations,
+    attention_share,
+    channel_importance,
+    family,
+    head_similarity,
+    resolution,
+    transfer,
+)
 from evitlab.studies.base import SCALES, Conditions, Study
 from evitlab.studies.scheduler import StudyReport, carry_out, finished_records
 
 __all__ = ["STUDIES", "Study", "StudyReport", "load_study", "run_study"]
 
 STUDIES = {
-    study.name: study
-    for study in (attention_share.STUDY, head_similarity.STUDY, channel_importance.STUDY)
+    module.STUDY.name: module.STUDY
+    for module in (
+        attention_share,
+        head_similarity,
+        channel_importance,
+        ablations,
+        family,
+        transfer,
+        resolution,
+    )
 }
 
 
@@ -54,7 +70,7 @@ def run_study(
         ValueError: unknown study, scale or device, no run that matches, or a number out of range.
         OSError: a folder cannot be written.
 
-    Paper: Section 2, Figs. 3 to 5.
+    Paper: Figs. 1, 3 to 5 and 7, Tables 4 and 6.
     """
     study = _study(name)
     if scale not in SCALES:

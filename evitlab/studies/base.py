@@ -16,7 +16,9 @@ import torch
 
 from evitlab.analysis.conditions import cpu_threads
 from evitlab.datasets import AnyDataset, default_dataset_name, open_dataset
-from evitlab.models.zoo import create_model
+from evitlab.models.finer import finer_features
+from evitlab.models.weights import load_weights
+from evitlab.models.zoo import create_model, list_models
 from evitlab.records import Record, TrainingRecord
 from evitlab.training.loop import train
 from evitlab.training.recipe import RECIPES, Recipe
@@ -86,14 +88,42 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Training:
-    """One model to train from scratch.
+class Budget:
+    """How much one run of a study trains.
 
     Attributes:
-        model: a name of `list_models()`.
+        limit: training images at most; None: all.
+        val_limit: validation images at most; None: all.
+    """
+
+    epochs: int = 1
+    limit: int | None = None
+    val_limit: int | None = None
+
+
+SMOKE = Budget(epochs=1, limit=256, val_limit=100)
+
+
+def lab_budget(conditions: Conditions, *, cpu: Budget, gpu: Budget) -> Budget:
+    """What the scale "lab" trains: hours of a CPU and half an hour of a GPU differ by far."""
+    device = conditions.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return gpu if torch.device(device).type == "cuda" else cpu
+
+
+@dataclass(frozen=True)
+class Training:
+    """One model to train.
+
+    Attributes:
+        model: a name of `list_models()`, or of a convolutional network of timm, which then gets
+            finer features for small images.
         overrides: fields of its configuration.
         limit: training images at most; None: all.
-        changes: of the recipe "cifar".
+        changes: of the recipe.
+        recipe_name: one of RECIPES.
+        data_name: a data set's name or path; None: what the conditions say.
+        img_size: pixels of both sides.
+        weights: to start from, a classifier of other classes left out; None: from scratch.
     """
 
     model: str
@@ -103,32 +133,54 @@ class Training:
     val_limit: int | None = None
     seed: int = 0
     changes: Mapping[str, Any] = field(default_factory=dict)
+    recipe_name: str = "cifar"
+    data_name: str | None = None
+    img_size: int = 32
+    weights: str | Path | None = None
+
+    def within(self, budget: Budget) -> Training:
+        """The same training with this much of it."""
+        return replace(
+            self, epochs=budget.epochs, limit=budget.limit, val_limit=budget.val_limit
+        )
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe "cifar" for a short run: warmed up quickly, measured once at its end."""
-        given = {"epochs": self.epochs, "seed": self.seed, "validate_every": self.epochs}
-        return replace(RECIPES["cifar"], **{"warmup_epochs": 0.25, **given, **self.changes})
+        """The recipe for a short run: warmed up quickly, measured once at its end."""
+        given = {
+            "epochs": self.epochs, "cooldown_epochs": 0, "seed": self.seed,
+            "validate_every": self.epochs, "warmup_epochs": 0.25,
+        }  # fmt: skip
+        return replace(RECIPES[self.recipe_name], **{**given, **self.changes})
 
     def data(self, conditions: Conditions) -> tuple[AnyDataset, AnyDataset]:
         """Training and validation images."""
-        name = conditions.data or default_dataset_name()
+        name = self.data_name or conditions.data or default_dataset_name()
         return (
-            open_dataset(name, "train", img_size=32, limit=self.limit),
-            open_dataset(name, "val", img_size=32, limit=self.val_limit),
+            open_dataset(name, "train", img_size=self.img_size, limit=self.limit),
+            open_dataset(name, "val", img_size=self.img_size, limit=self.val_limit),
         )
+
+    def build(self, num_classes: int) -> Any:
+        """The model as it is before training; weights are drawn from torch's own generator."""
+        if self.model in list_models():
+            model = create_model(
+                self.model, img_size=self.img_size, num_classes=num_classes, **self.overrides
+            )
+        else:
+            model = finer_features(self.model, num_classes=num_classes)
+        if self.weights is not None:
+            report = load_weights(model, self.weights, strict=False)
+            if report.missing or report.unexpected:
+                load_weights(model, self.weights)  # says what does not fit
+        return model
 
     def run(self, folder: Path, conditions: Conditions) -> tuple[Any, TrainingRecord]:
         """The trained model and its record; continues what was begun in the folder."""
         train_data, val_data = self.data(conditions)
         with cpu_threads(conditions.threads), torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
-            model = create_model(
-                self.model,
-                img_size=train_data.img_size,
-                num_classes=train_data.num_classes,
-                **self.overrides,
-            )
+            model = self.build(train_data.num_classes)
             record = train(
                 model,
                 train_data,
