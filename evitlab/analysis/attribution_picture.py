@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from evitlab.analysis.attribution import METHODS, attribute, completeness_error
-from evitlab.analysis.channels import model_name
 from evitlab.analysis.explaining import Baseline, check_choice, explaining
 from evitlab.analysis.rollout import attention_rollout
 from evitlab.analysis.subjects import class_names_of
+from evitlab.models.zoo import model_name
 from evitlab.records import AttributionPicture, environment_card
 
 _PIXELS = ("attention_rollout", *METHODS[:3])

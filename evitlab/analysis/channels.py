@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from evitlab.datasets import Dataset, StreamingDataset
 from evitlab.models.channels import ChannelLayer, Gate, channel_layers
-from evitlab.models.zoo import normalization
+from evitlab.models.zoo import model_name, normalization
 from evitlab.records import CRITERIA, ChannelImportance, ChannelScores, environment_card
 from evitlab.training.augment import normalize
 
@@ -147,12 +147,6 @@ def scaled_channel(
     finally:
         for weight, values in zip(weights, before, strict=True):
             weight.copy_(values)
-
-
-def model_name(model: nn.Module) -> str:
-    """The name that a model was created by, or its class's."""
-    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
-    return cfg.get("architecture") or type(model).__name__
 
 
 def _layer(model: nn.Module, name: str, component: str) -> ChannelLayer:

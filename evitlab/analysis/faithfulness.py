@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evitlab.analysis.channels import model_name
 from evitlab.analysis.explaining import Baseline, Explained, Targets, baseline_of, explaining
+from evitlab.models.zoo import model_name
 from evitlab.records import FaithfulnessCurve, FaithfulnessCurves, environment_card
 
 _CONTROLS = ("random pixels", "random patches")

@@ -25,12 +25,11 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from evitlab.analysis.channels import model_name
 from evitlab.analysis.pruning import prune
 from evitlab.analysis.recovery import sample
 from evitlab.datasets import AnyDataset
 from evitlab.models.cost import count_macs, count_params
-from evitlab.models.zoo import normalization
+from evitlab.models.zoo import model_name, normalization
 from evitlab.records import PrunedPeer, PruningComparison, environment_card
 from evitlab.training.augment import normalize
 from evitlab.training.evaluation import evaluate

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from tqdm.auto import tqdm
 
-from evitlab.analysis.channels import Batches, channel_importance, model_name
+from evitlab.analysis.channels import Batches, channel_importance
 from evitlab.analysis.ranking import (
     Key,
     Size,
@@ -26,6 +26,7 @@ from evitlab.analysis.ranking import (
 from evitlab.analysis.throughput import measure_throughput
 from evitlab.models.channels import ChannelLayer, channel_layers
 from evitlab.models.cost import count_macs, count_params
+from evitlab.models.zoo import model_name
 from evitlab.records import (
     WIDTHS,
     ChannelImportance,

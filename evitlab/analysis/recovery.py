@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evitlab.analysis.channels import model_name
 from evitlab.analysis.pruning import prune
 from evitlab.datasets import AnyDataset
-from evitlab.models.zoo import load_model
+from evitlab.models.zoo import load_model, model_name
 from evitlab.records import PruningRecord
 from evitlab.training.checkpoint import save_weights
 from evitlab.training.evaluation import evaluate

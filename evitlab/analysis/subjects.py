@@ -20,6 +20,7 @@ from evitlab.models.zoo import (
     list_models,
     load_model,
     native_img_size,
+    stated_img_size,
 )
 
 _LIBRARIES = ("deploy", "timm", "torchvision")
@@ -150,15 +151,7 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 def img_size_of(model: nn.Module) -> tuple[int, int]:
     """(height, width) of the images that a model was built for, 224 x 224 if it does not say."""
-    inner = within(model)
-    for part in (getattr(inner, "config", None), getattr(inner, "patch_embed", None), inner):
-        given = getattr(part, "img_size", None)
-        if isinstance(given, (int, tuple, list)):
-            height, width = (given, given) if isinstance(given, int) else given
-            return int(height), int(width)
-    card = getattr(inner, "pretrained_cfg", None) or {}
-    _, height, width = card.get("input_size", (3, 224, 224))
-    return int(height), int(width)
+    return stated_img_size(model) or (224, 224)
 
 
 def default_img_size(model: nn.Module) -> int:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from evitlab.analysis.ablation import ablate_heads
 from evitlab.analysis.attribution import attribute
 from evitlab.analysis.capture import AttentionMaps, attention_modules, capture_attention
-from evitlab.analysis.channels import model_name
 from evitlab.analysis.conditions import in_eval_mode
 from evitlab.analysis.explaining import as_the_model_takes
 from evitlab.analysis.heads import MASKED, compare_heads
@@ -29,6 +28,7 @@ from evitlab.analysis.rollout import attention_rollout
 from evitlab.analysis.subjects import class_names_of, img_size_of, open_model
 from evitlab.explorer.pictures import Picture
 from evitlab.models.deployed_transformer import within
+from evitlab.models.zoo import model_name
 
 _KEPT = 12  # results that stay in memory: maps of a picture (with some heads off), heat-maps
 _STEPS = 32  # of integrated gradients: seconds, not the minute that completeness may take

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from evitlab.models.baselines import BASELINES, BaselineConfig, build_baseline
 from evitlab.models.channels import narrow
 from evitlab.models.config import EfficientViTConfig
+from evitlab.models.deployed_transformer import within
 from evitlab.models.efficientvit import VARIANTS, EfficientViT
 from evitlab.models.weights import load_weights, read_card
 
@@ -164,3 +165,21 @@ def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
         tuple(cfg.get("mean") or IMAGENET_DEFAULT_MEAN),
         tuple(cfg.get("std") or IMAGENET_DEFAULT_STD),
     )
+
+
+def stated_img_size(model: nn.Module) -> tuple[int, int] | None:
+    """(height, width) of the images that a model says it was built for; None if it does not."""
+    inner = within(model)
+    for part in (getattr(inner, "config", None), getattr(inner, "patch_embed", None), inner):
+        given = getattr(part, "img_size", None)
+        if isinstance(given, (int, tuple, list)):
+            height, width = (given, given) if isinstance(given, int) else given
+            return int(height), int(width)
+    card = getattr(inner, "pretrained_cfg", None) or {}
+    return tuple(card["input_size"][1:]) if card.get("input_size") else None
+
+
+def model_name(model: nn.Module) -> str:
+    """What a model calls itself, its class's name if it does not say."""
+    card = getattr(within(model), "pretrained_cfg", None) or {}
+    return str(card.get("architecture") or type(model).__name__)

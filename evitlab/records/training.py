@@ -55,6 +55,7 @@ class TrainingRecord(Record):
     seconds: float  # whole run, over all resumed parts
     command: str  # the one command that regenerates this record
     environment: Environment
+    teacher: str | None = None  # name and fingerprint of the weights, where one was distilled
 
     def to_frame(self) -> pd.DataFrame:
         """One row per epoch; the model and data set stand in every row."""

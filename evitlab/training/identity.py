@@ -11,12 +11,15 @@ from evitlab.datasets import AnyDataset
 from evitlab.models.weights import load_weights, read_card
 from evitlab.models.zoo import config_fields
 from evitlab.records import TrainingRecord
+from evitlab.training.distillation import teacher_identity
 from evitlab.training.recipe import Recipe
 
-RECORDED = ("model", "img_size", "num_classes", "dataset", "train_images", "recipe")
+RECORDED = ("model", "img_size", "num_classes", "dataset", "train_images", "recipe", "teacher")
 
 
-def run_identity(model: nn.Module, data: AnyDataset, recipe: Recipe) -> dict[str, Any]:
+def run_identity(
+    model: nn.Module, data: AnyDataset, recipe: Recipe, teacher: nn.Module | None = None
+) -> dict[str, Any]:
     """What must be equal for a run to be continued."""
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     return {
@@ -26,6 +29,7 @@ def run_identity(model: nn.Module, data: AnyDataset, recipe: Recipe) -> dict[str
         "dataset": data.title,
         "train_images": len(data),
         "recipe": dataclasses.asdict(recipe),
+        "teacher": teacher_identity(teacher),
         # Overrides such as `cascade=False` change the function, but no name and no weight's shape.
         "config": config_fields(model),
         "channel_widths": getattr(model, "channel_widths", {}),  # of a pruned model

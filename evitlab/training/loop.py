@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from evitlab.models.zoo import normalization
 from evitlab.records import Accuracy, EpochLog, TrainingRecord, environment_card, write_atomically
 from evitlab.training.augment import Augment
 from evitlab.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from evitlab.training.distillation import Objective, check_teacher
 from evitlab.training.evaluation import check_labels, checked_device, evaluate
 from evitlab.training.identity import (
     RECORDED,
@@ -38,7 +38,9 @@ from evitlab.training.identity import (
 from evitlab.training.optimizer import (
     all_but_classifier,
     build_optimizer,
+    frozen,
     set_learning_rate,
+    train_mode,
 )
 from evitlab.training.recipe import Recipe
 
@@ -58,6 +60,7 @@ def train(
     device: str | torch.device | None = None,
     command: str = "",
     scale: str | None = None,
+    teacher: nn.Module | None = None,
 ) -> TrainingRecord:
     """Train a classifier; leaves weights, checkpoints and the record in `out_dir`.
 
@@ -73,10 +76,13 @@ def train(
         device: where to train; None takes a GPU if there is one.
         command: the command line that regenerates the record, kept in it.
         scale: smoke, quick, lab or paper, kept in the record.
+        teacher: a trained classifier of the same classes, where the recipe distils; moved to
+            `device` and put in evaluation mode. It sees the augmented images with its own
+            normalisation and size.
 
     Raises:
-        ValueError: data and model do not fit, no such device or scale, or `out_dir` holds a
-            different run.
+        ValueError: data, model and teacher do not fit, no such device or scale, or `out_dir`
+            holds a different run.
         NonFiniteLoss: the loss is NaN or infinite.
         OSError: `out_dir` cannot be written.
 
@@ -86,7 +92,8 @@ def train(
     out = Path(out_dir)
     device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     _check_fit(model, train_data, val_data, recipe)
-    identity = run_identity(model, train_data, recipe)
+    check_teacher(model, recipe, teacher, train_data)
+    identity = run_identity(model, train_data, recipe, teacher)
     card = environment_card(
         device=device,
         precision=_precision(device, recipe.precision),
@@ -104,6 +111,7 @@ def train(
         if last.exists():
             state = load_checkpoint(last)
             check_same_run(state["identity"], identity, out)
+    objective = Objective(model, recipe, teacher, train_data, device)
     # Written first, so that a folder that cannot be written costs no epoch.
     write_atomically(out / "recipe.json", json.dumps(identity, indent=1) + "\n")
     if not resume:
@@ -113,7 +121,6 @@ def train(
     model.to(device).to(memory_format=torch.channels_last)
     step_model = torch.compile(model) if recipe.compile else model
     optimizer = build_optimizer(model, recipe)
-    objective = cross_entropy
     if isinstance(train_data, StreamingDataset):  # it crops while it decodes
         train_data = dataclasses.replace(train_data, crop_scale=recipe.crop_scale)
     ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
@@ -144,9 +151,10 @@ def train(
     )
     # Other GPUs than the one in use are left out: there may be many, and torch warns of the time.
     clipped = all_but_classifier(model)
-    with bar, torch.random.fork_rng([device] if device.type == "cuda" else []):
+    own = [device] if device.type == "cuda" else []
+    with bar, frozen(model, recipe.freeze), torch.random.fork_rng(own):
         for epoch in range(len(history) + 1, recipe.total_epochs + 1):
-            model.train()
+            train_mode(model, recipe.freeze)
             order = _epoch_order(len(train_data), recipe, epoch)[:images]
             batches = train_data.batches(
                 order, recipe.batch_size, device=device, train=True, seed=_seed(recipe, epoch)
@@ -242,11 +250,6 @@ def _check_fit(
             f"val_data: expected the training data's {train_data.num_classes} classes, got "
             f"{val_data.num_classes} ({', '.join(val_data.class_names[:3])}, …)"
         )
-
-
-def cross_entropy(logits: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-    """The objective without a teacher: logits and targets [B, classes], inputs [B, C, H, W]."""
-    return F.cross_entropy(logits, targets)
 
 
 def _is_finite(model: nn.Module) -> bool:

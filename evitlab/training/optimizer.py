@@ -14,9 +14,7 @@ from torch import nn
 from evitlab.training.recipe import Recipe
 
 
-def build_optimizer(
-    model: nn.Module, recipe: Recipe, *, device: str | torch.device | None = None
-) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW over what trains, fused where torch can.
 
     Biases, norms and what the model's `no_weight_decay` names (attention biases) do not decay. With
@@ -24,21 +22,21 @@ def build_optimizer(
     `set_learning_rate` multiplies in; what is frozen has no group and no state.
 
     Args:
-        model: on its device, what is frozen without `requires_grad` (see `frozen`).
+        model: on its device.
         recipe: its optimisation fields are read.
-        device: None looks where the parameters are.
 
     Raises:
         ValueError: nothing trains, or a layer decay for a model that does not name its layers.
 
     Paper: Section 4.1 (AdamW); layer-wise decay is BEiT's, in timm's form.
     """
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    if not weights:
+    with frozen(model, recipe.freeze):
+        groups = parameter_groups(model, recipe)
+    if not groups:
         raise ValueError("model: expected parameters that train, got none with requires_grad")
-    device = torch.device(device) if device is not None else weights[0].device
+    device = next(model.parameters()).device
     return torch.optim.AdamW(
-        parameter_groups(model, recipe),
+        groups,
         lr=recipe.peak_lr,
         betas=recipe.betas,
         eps=recipe.eps,
@@ -75,7 +73,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @contextmanager
 def frozen(model: nn.Module, freeze: str) -> Iterator[None]:
-    """Within, only what `recipe.freeze` leaves has `requires_grad`; afterwards as before.
+    """Within, what `recipe.freeze` names has no `requires_grad`; afterwards as before.
 
     Raises ValueError where the backbone is to be frozen and the model names no classifier.
     """
