@@ -47,6 +47,7 @@ from evitlab.studies import StudyReport, load_study, run_study
 from evitlab.training.augment import Augment
 from evitlab.training.checkpoint import save_weights
 from evitlab.training.loop import evaluate, train
+from evitlab.training.protocol import compare_recipe
 from evitlab.training.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ __all__ = [
     "attribute",
     "capture_attention",
     "channel_importance",
+    "compare_recipe",
     "completeness_error",
     "conclude",
     "count_macs",

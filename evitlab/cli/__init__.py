@@ -15,6 +15,7 @@ from evitlab.cli import (
     models,
     profile,
     prune,
+    recipes,
     reproduce,
     study,
     train,
@@ -22,7 +23,7 @@ from evitlab.cli import (
 from evitlab.cli.parser import parser_with_commands
 
 GROUPS = [
-    train.add, export.add, models.add, profile.add, heads.add, explore.add, prune.add,
+    train.add, export.add, models.add, recipes.add, profile.add, heads.add, explore.add, prune.add,
     bench.add, study.add, reproduce.add,
 ]  # fmt: skip
 USER_MISTAKES = (ValueError, OSError, ArithmeticError)  # one line and exit code 2
