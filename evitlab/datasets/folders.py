@@ -128,7 +128,8 @@ def _open_listing(
         raise ValueError(f"{root}: no images found; accepted are {', '.join(IMAGE_SUFFIXES)}")
     parts = [PurePosixPath(name).parts for name in files]
     if split == "all" and all(len(part) == 1 for part in parts):  # photographs: one class
-        return Source(root.name, "all", np.zeros(len(files), np.int64), (root.name,), reader(files))
+        labels, names = np.zeros(len(files), np.int64), (root.name,)
+        return Source(root.name, "all", labels, names, reader(files), files, labelled=False)
     splits = sorted({part[0] for part in parts if len(part) > 2 and canonical_split(part[0])})
     if splits:  # folders beside them are no classes; a split without classes has no labels
         files = [
@@ -149,14 +150,16 @@ def _open_listing(
     numbers = {name: number for number, name in enumerate(class_names)}
     if not splits:
         labels = np.array([numbers[part[0]] for part in parts], np.int64)
-        return split_unsplit(Source(root.name, "all", labels, class_names, reader(files)), split)
+        source = Source(root.name, "all", labels, class_names, reader(files), files)
+        return split_unsplit(source, split)
     wanted = next((alias for alias in SPLITS.get(split, ()) if alias in splits), None)
     if wanted is None and split != "all":
         raise ValueError(f"split: {root} has {', '.join(splits)}, got {split!r}")
     kept = [index for index, part in enumerate(parts) if wanted in (None, part[0])]
     labels = np.array([numbers[parts[index][1]] for index in kept], np.int64)
     found = (canonical_split(wanted) if wanted else None) or "all"
-    return Source(root.name, found, labels, class_names, reader([files[i] for i in kept]))
+    files = [files[index] for index in kept]
+    return Source(root.name, found, labels, class_names, reader(files), files)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class Dataset:
         class_names: one per class.
         masks: bool [N, H, W], true on the object; None where that is not known.
         skipped: corrupt images that were left out.
+        files: the images' names: paths below the folder or in the tar, else their numbers.
+        labelled: False for images without class folders, whose labels are all 0.
         crops_on_load: False: training crops are left to `Augment`.
 
     Raises:
@@ -43,6 +45,8 @@ class Dataset:
     class_names: tuple[str, ...]
     masks: Tensor | None = None
     skipped: int = 0
+    files: tuple[str, ...] = ()
+    labelled: bool = True
     crops_on_load: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -57,6 +61,10 @@ class Dataset:
                 f"{list(self.labels.shape)}"
             )
         check_labels(self.labels, self.num_classes, f"{self.name} ({self.split})")
+        if not self.files:  # frozen: set once, here
+            object.__setattr__(self, "files", tuple(map(str, range(len(self)))))
+        if len(self.files) != len(self):
+            raise ValueError(f"files: expected {len(self)} names, got {len(self.files)}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -95,6 +103,7 @@ class Dataset:
             images=self.images[there],
             labels=self.labels[chosen],
             masks=None if self.masks is None else self.masks[there],
+            files=tuple(self.files[index] for index in chosen.tolist()),
         )
 
     def batches(

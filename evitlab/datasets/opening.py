@@ -103,6 +103,8 @@ def open_dataset(
         labels=torch.from_numpy(source.labels[kept]),
         class_names=source.class_names,
         skipped=len(source.labels) - len(kept),
+        files=source.names(kept),
+        labelled=source.labelled,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -45,6 +46,8 @@ class Source:
         labels: int64 [N].
         class_names: one per class.
         read: index -> bytes of the file.
+        files: names of the images; None: their numbers stand for them.
+        labelled: False for images without class folders, whose labels are all 0.
     """
 
     title: str
@@ -52,10 +55,21 @@ class Source:
     labels: np.ndarray
     class_names: tuple[str, ...]
     read: Reader = field(repr=False)
+    files: Sequence[str] | None = field(default=None, repr=False)
+    labelled: bool = True
 
     def take(self, indices: np.ndarray) -> Source:
         """The same source, restricted to some images."""
-        return replace(self, labels=self.labels[indices], read=_Taken(self.read, indices))
+        return replace(
+            self,
+            labels=self.labels[indices],
+            read=_Taken(self.read, indices),
+            files=self.names(indices),
+        )
+
+    def names(self, indices: Iterable[int]) -> tuple[str, ...]:
+        """What to call images, by their index."""
+        return tuple(self.files[index] if self.files else str(index) for index in indices)
 
     def for_random_access(self) -> Source:
         """The same source, fast in any order."""

@@ -92,6 +92,16 @@ class StreamingDataset:
         return len(self.source.class_names)
 
     @property
+    def labelled(self) -> bool:
+        """False for images without class folders, whose labels are all 0."""
+        return self.source.labelled
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The images' names, without those that were skipped so far."""
+        return self.source.names([i for i in range(len(self)) if i not in self._skipped])
+
+    @property
     def skipped(self) -> int:
         """Corrupt images that were met so far."""
         return len(self._skipped)

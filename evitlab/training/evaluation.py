@@ -1,23 +1,70 @@
-"""Evaluate: accuracy and loss of a classifier over a data set."""
+"""Evaluate: one pass of a classifier over a data set, and the accuracy it comes to.
+
+Shape legend: N images of the set, k classes kept of each image's ranking.
+"""
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from evitlab.datasets import AnyDataset
 from evitlab.models.zoo import normalization
-from evitlab.records import Accuracy, environment_card
+from evitlab.records import Accuracy, Environment, environment_card
 from evitlab.training.augment import normalize
 
 _NO_IMAGES = "data: expected at least one image, got none"
 
 
-@torch.no_grad()
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a classifier says of each image of a data set, in the set's order.
+
+    Attributes:
+        files: the images' names, as `Dataset.files`; without those that could not be read.
+        class_names: one per class of the data.
+        labels: int64 [N], the true classes; None where the data have none.
+        ranked: int64 [N, k], the k likeliest classes, best first; k = 5, or all where fewer.
+        probabilities: float32 [N, k], of those classes.
+        losses: float32 [N], cross-entropy in nats; None where the data have no labels.
+        environment: where it ran.
+    """
+
+    files: tuple[str, ...]
+    class_names: tuple[str, ...]
+    labels: Tensor | None
+    ranked: Tensor
+    probabilities: Tensor
+    losses: Tensor | None
+    environment: Environment
+
+    def __len__(self) -> int:
+        return len(self.ranked)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per image: file, true class if known, then the likeliest classes, best first."""
+        columns: dict[str, Any] = {"file": self.files}
+        if self.labels is not None:
+            columns["true"] = self._names(self.labels)
+        for rank in range(self.ranked.shape[1]):
+            place = f"_{rank + 1}" if rank else ""
+            columns["predicted" + place] = self._names(self.ranked[:, rank])
+            columns["probability" + place] = self.probabilities[:, rank].numpy()
+        return pd.DataFrame(columns)
+
+    def _names(self, classes: Tensor) -> list[str]:
+        """By number where the model has more classes than the data name."""
+        named = dict(enumerate(self.class_names))
+        return [named.get(number, str(number)) for number in classes.tolist()]
+
+
 def evaluate(
     model: nn.Module,
     data: AnyDataset,
@@ -34,8 +81,49 @@ def evaluate(
         device: None evaluates where the model's parameters are.
 
     Raises:
-        ValueError: no images (or only corrupt ones, skipped), labels outside the model's classes,
-            a batch size below one, or a device that is not there.
+        ValueError: no images (or only corrupt ones, skipped), images without labels, labels
+            outside the model's classes, a batch size below one, or a device that is not there.
+    """
+    return accuracy_of(predict(model, data, batch_size=batch_size, device=device))
+
+
+def accuracy_of(predictions: Predictions) -> Accuracy:
+    """The accuracy that predictions come to.
+
+    Raises:
+        ValueError: they are of images without labels.
+    """
+    if predictions.labels is None or predictions.losses is None:
+        raise ValueError("data: expected labelled images, got images without class folders")
+    right = predictions.ranked == predictions.labels[:, None]
+    count = len(predictions)
+    return Accuracy(
+        top1=100 * int(right[:, 0].sum()) / count,
+        top5=100 * int(right.sum()) / count,
+        loss=predictions.losses.double().sum().item() / count,
+        n=count,
+        environment=predictions.environment,
+    )
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    data: AnyDataset,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+) -> Predictions:
+    """The likeliest classes of each image; every measure of accuracy is a function of this pass.
+
+    Args:
+        model: as in `evaluate`.
+        data: images, labelled or not.
+        batch_size: images per forward pass.
+        device: None runs where the model's parameters are.
+
+    Raises:
+        ValueError: see `evaluate`; unlabelled images are taken.
     """
     if len(data) == 0:
         raise ValueError(_NO_IMAGES)
@@ -45,9 +133,7 @@ def evaluate(
     home = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     device = checked_device(device) if device else home
     mean, std = normalization(model)
-    hits = torch.zeros(2, dtype=torch.float64)
-    loss = torch.zeros((), dtype=torch.float64)
-    count = 0  # fewer than len(data) where corrupt images are skipped
+    parts: list[tuple[Tensor, ...]] = []  # stay on the device, so that batches need not wait
     with _evaluating(model, device=device, home=home):
         batches = data.batches(torch.arange(len(data)), batch_size, device=device)
         for pixels, labels in tqdm(
@@ -60,18 +146,21 @@ def evaluate(
         ):
             inputs = normalize(pixels, mean, std).contiguous(memory_format=torch.channels_last)
             logits = model(inputs).float()
-            loss += F.cross_entropy(logits, labels, reduction="sum").cpu()
-            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            count += len(labels)
-            hits += torch.stack([ranked[:, 0].sum(), ranked.sum()]).cpu()
-    if count == 0:
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            parts.append((labels, ranked, logits.softmax(1).gather(1, ranked), losses))
+    if not parts:  # nothing but corrupt images, skipped
         raise ValueError(_NO_IMAGES)
-    top1, top5 = (100 * hits / count).tolist()
-    return Accuracy(
-        top1=top1,
-        top5=top5,
-        loss=loss.item() / count,
-        n=count,
+    labels, ranked, probabilities, losses = (
+        torch.cat(part).cpu() for part in zip(*parts, strict=True)
+    )
+    return Predictions(
+        files=data.files,
+        class_names=data.class_names,
+        labels=labels if data.labelled else None,
+        ranked=ranked,
+        probabilities=probabilities,
+        losses=losses if data.labelled else None,
         environment=environment_card(
             device=device, layout="channels_last", batch_size=batch_size, dataset=data.title
         ),
