@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, trunc_normal_
 from torch import Tensor, nn
 
+from evitlab.models.depthwise import DepthwiseConv
+
 FOLD_FROM = 1024  # positions of a map from which folding its BatchNorm on the way is faster
 
 
@@ -29,7 +31,9 @@ class ConvNorm(nn.Sequential):
         gain: float = 1.0, norm: str = "batch",
     ) -> None:  # fmt: skip
         super().__init__()
-        conv = PointwiseConv if kernel == 1 else nn.Conv2d
+        conv: type[nn.Conv2d] = PointwiseConv if kernel == 1 else nn.Conv2d
+        if kernel > 1 and groups == in_chs == out_chs:
+            conv = DepthwiseConv
         self.conv = conv(in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False)
         bn = nn.BatchNorm2d(out_chs) if norm == "batch" else LayerNorm2d(out_chs)
         nn.init.constant_(bn.weight, gain)
