@@ -63,6 +63,15 @@ def decode_image(data: bytes, *, where: str = "image") -> Image.Image:
         raise ValueError(f"{where}: cannot be decoded ({error})") from error
 
 
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) by the file's header, before it is turned upright; None: not readable."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except Exception:  # as in `decode_image`: plugins raise what they like on corrupt files
+        return None
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image

@@ -1,10 +1,11 @@
 """Image folders, and tars of them, as sources.
 
 Layouts: `root/<class>/<file>`, or `root/<split>/<class>/<file>` with splits named as in
-`sources.SPLITS`. Classes are numbered in the order of their sorted names. Without split folders,
+`sources.SPLITS`. Classes are numbered in the order of their sorted names; where there is a training
+split, its classes are the set's, and another split with one more is refused. Without split folders,
 a fixed fifth of each class is held out, see `sources.split_unsplit`. With them, folders beside
 them (unlabelled images, say) are ignored. Hidden files and folders always are. Files without any
-folder open as "all" only, as one class.
+folder open as "all" only, as unlabelled images.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def _open_listing(
     if not files:
         raise ValueError(f"{root}: no images found; accepted are {', '.join(IMAGE_SUFFIXES)}")
     parts = [PurePosixPath(name).parts for name in files]
-    if split == "all" and all(len(part) == 1 for part in parts):  # photographs: one class
+    if split == "all" and _is_flat(files):
         labels, names = np.zeros(len(files), np.int64), (root.name,)
         return Source(root.name, "all", labels, names, reader(files), files, labelled=False)
     splits = sorted({part[0] for part in parts if len(part) > 2 and canonical_split(part[0])})
@@ -145,21 +146,63 @@ def _open_listing(
             f"{root}: expected <class>/<file> or <split>/<class>/<file>, got {stray[0]!r} outside "
             "a class folder"
         )
-    # Numbered over all splits, so that a class which one of them lacks does not shift the others.
-    class_names = tuple(sorted({part[level] for part in parts}))
+    wanted = next((alias for alias in SPLITS.get(split, ()) if alias in splits), None)
+    if splits and wanted is None and split != "all":
+        raise ValueError(f"split: {root} has {', '.join(splits)}, got {split!r}; {_advice(split)}")
+    class_names = _class_names(root, parts, wanted) if wanted else _names_at(level, parts)
     numbers = {name: number for number, name in enumerate(class_names)}
     if not splits:
         labels = np.array([numbers[part[0]] for part in parts], np.int64)
         source = Source(root.name, "all", labels, class_names, reader(files), files)
         return split_unsplit(source, split)
-    wanted = next((alias for alias in SPLITS.get(split, ()) if alias in splits), None)
-    if wanted is None and split != "all":
-        raise ValueError(f"split: {root} has {', '.join(splits)}, got {split!r}")
     kept = [index for index, part in enumerate(parts) if wanted in (None, part[0])]
     labels = np.array([numbers[parts[index][1]] for index in kept], np.int64)
     found = (canonical_split(wanted) if wanted else None) or "all"
     files = [files[index] for index in kept]
     return Source(root.name, found, labels, class_names, reader(files), files)
+
+
+def holds_photographs(path: Path) -> bool:
+    """Whether a folder holds images, and all of them directly: they have no classes."""
+    if not path.is_dir():
+        return False
+    files = (file.relative_to(path).as_posix() for file in path.rglob("*"))
+    return _is_flat([name for name in files if _is_image(name)])
+
+
+def _is_flat(files: Sequence[str]) -> bool:
+    return bool(files) and not any("/" in name for name in files)
+
+
+def _names_at(level: int, parts: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The classes, numbered over all splits: one that a split lacks does not shift the others."""
+    return tuple(sorted({part[level] for part in parts}))
+
+
+def _class_names(root: Path, parts: Sequence[tuple[str, ...]], wanted: str) -> tuple[str, ...]:
+    """The classes of a set with split folders: the training split's, where there is one.
+
+    Raises ValueError where the wanted split has a class more, which no model could have learned.
+    """
+    training = [part for part in parts if canonical_split(part[0]) == "train"]
+    class_names = _names_at(1, training or parts)
+    extra = [
+        name
+        for name in _names_at(1, [part for part in parts if part[0] == wanted])
+        if name not in class_names
+    ]
+    if extra:
+        raise ValueError(
+            f"{root}: {wanted}/ has {', '.join(map(repr, extra[:3]))}{', …' * (len(extra) > 3)}, "
+            f"which {training[0][0]}/ lacks; give each class training images, or remove it there"
+        )
+    return class_names
+
+
+def _advice(split: str) -> str:
+    if split == "train":
+        return "training needs a folder train/<class> beside it"
+    return "pass its train folder itself to have a fifth of each class held out"
 
 
 @dataclass(frozen=True)

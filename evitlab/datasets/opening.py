@@ -41,8 +41,8 @@ def open_dataset(
             folder, of a tar of one, of a parquet file or of a folder of those.
         split: "train", "val" or "test". A set with only one of val and test answers both with it.
             A path without splits gives a fixed 80 % for "train" and the rest for both others, by
-            class; there, "all" is everything, also where images lie in the folder itself, which
-            then is their one class.
+            class; there, "all" is everything, also where images lie in the folder itself: they are
+            unlabelled (`labelled` says so, and all labels are 0).
         img_size: size to bring the images to, an int or (height, width). None keeps the size of
             the files, which must then all have the same; "embedded" is drawn at 32.
         limit: images at most, chosen with the classes in proportion.
@@ -74,7 +74,7 @@ def open_dataset(
         if streaming:
             raise ValueError("streaming: 'embedded' is drawn in memory and has no files to stream")
         return _draw_embedded(split, size or (32, 32), limit)
-    source = _find_source(name, split)
+    source = find_source(name, split)
     if not len(source.labels):
         raise ValueError(f"{name}: the {source.split} split is empty")
     check_labels(
@@ -135,7 +135,8 @@ def _is_positive_int(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and int(value) >= 1
 
 
-def _find_source(name: str, split: str) -> Source:
+def find_source(name: str, split: str) -> Source:
+    """The labels and encoded images behind a name or a path; see `open_dataset`."""
     if name in NAMED_SETS:
         return open_named(name, split)
     path = Path(name).expanduser()

@@ -113,11 +113,13 @@ def stratified(labels: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
 def split_unsplit(source: Source, split: str) -> Source:
     """80 % for "train", the other 20 % for "val" and "test", always the same, by class.
 
-    "all" is everything.
+    The only image of a class is for "train". "all" is everything.
     """
     if split == "all":
         return source
     total = len(source.labels)
     held_out = stratified(source.labels, total // 5)
+    images = np.bincount(source.labels, minlength=len(source.class_names))
+    held_out = held_out[images[source.labels[held_out]] > 1]
     chosen = np.setdiff1d(np.arange(total), held_out) if split == "train" else held_out
     return replace(source.take(chosen), split=split)

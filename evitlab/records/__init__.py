@@ -20,6 +20,11 @@ from evitlab.records.channels import (
     ChannelImportance,
     ChannelScores,
 )
+from evitlab.records.classification import (
+    ClassificationReport,
+    ClassResult,
+    ConfusedPair,
+)
 from evitlab.records.comparison import (
     DataPathRow,
     DeployRatios,
@@ -91,6 +96,9 @@ __all__ = [
     "ChannelImportance",
     "ChannelScores",
     "ChannelWidths",
+    "ClassResult",
+    "ClassificationReport",
+    "ConfusedPair",
     "DataPathRow",
     "DeployRatios",
     "Environment",
