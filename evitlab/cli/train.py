@@ -11,6 +11,11 @@ from evitlab.cli.parser import AddCommand
 from evitlab.datasets import AnyDataset
 from evitlab.records import TrainingRecord
 
+_RECIPE_OPTIONS = (
+    "epochs", "batch_size", "seed", "compile", "freeze", "layer_decay", "distillation",
+    "distillation_alpha", "distillation_tau",
+)  # fmt: skip
+
 
 def add(command: AddCommand) -> None:
     train = command(
@@ -28,7 +33,28 @@ def add(command: AddCommand) -> None:
     train.add_argument("--batch-size", type=int, metavar="N", help="images per step")
     train.add_argument("--lr", type=float, metavar="X", help="peak learning rate")
     train.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation")
-    train.add_argument("--weights", metavar="PATH|NAME|timm", help="weights to start from")
+    train.add_argument("--weights", metavar="PATH|NAME|timm",
+                       help="weights to start from: a run's folder, a file, a name in "
+                       "data/checkpoints or timm; those of a run of ours decide the variant of "
+                       "MODEL (its patch size, what it was pruned to), and tables of positions "
+                       "are resized to the images")  # fmt: skip
+    train.add_argument("--freeze", choices=("none", "backbone"),
+                       help="backbone: train the classifier alone")  # fmt: skip
+    train.add_argument("--layer-decay", type=float, metavar="X",
+                       help="each layer learns X times as fast as the one above it")  # fmt: skip
+    train.add_argument("--drop-path", type=float, metavar="X",
+                       help="stochastic depth: rate of the last block, 0 at the first")  # fmt: skip
+    train.add_argument("--teacher", metavar="NAME|PATH",
+                       help="distil this model of the same classes: a run's folder, a file, a "
+                       "name in data/checkpoints, or a model of timm with the hub's "
+                       "weights")  # fmt: skip
+    train.add_argument("--distillation", choices=("soft", "hard"),
+                       help="what to learn from the teacher: its probabilities, or its top-1 as a "
+                       "label (default with --teacher: hard)")  # fmt: skip
+    train.add_argument("--distillation-alpha", type=float, metavar="X",
+                       help="the teacher's share of the loss")  # fmt: skip
+    train.add_argument("--distillation-tau", type=float, metavar="X",
+                       help="temperature of soft distillation")  # fmt: skip
     train.add_argument("--device", help="cpu, cuda, mps (default: a GPU if there is one)")
     train.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     train.add_argument("--compile", action="store_true", default=None, help="torch.compile")
@@ -60,7 +86,8 @@ def _train(args: argparse.Namespace) -> None:
 
     from evitlab.analysis.conditions import cpu_threads
     from evitlab.datasets import default_dataset_name, open_dataset
-    from evitlab.models.zoo import create_model, list_models, small_image_name
+    from evitlab.models.starting import starting_model
+    from evitlab.models.zoo import create_model, list_models, model_name
     from evitlab.training.loop import train
     from evitlab.training.recipe import RECIPES
 
@@ -69,10 +96,9 @@ def _train(args: argparse.Namespace) -> None:
     if args.model not in list_models():
         create_model(args.model)  # its error names the closest; now, not after decoding the data
     changes = {
-        name: getattr(args, name)
-        for name in ("epochs", "batch_size", "seed", "compile")
-        if getattr(args, name) is not None
+        name: getattr(args, name) for name in _RECIPE_OPTIONS if getattr(args, name) is not None
     }
+    teacher = _teacher(args, changes)
     if args.epochs is not None:
         changes["cooldown_epochs"] = 0  # --epochs is the length of the whole run
     if args.lr is not None:
@@ -83,20 +109,26 @@ def _train(args: argparse.Namespace) -> None:
         name, "train", img_size=args.img_size, limit=args.limit, on_error=_on_error(args)
     )
     val_data = open_dataset(name, "val", img_size=args.img_size, on_error=_on_error(args))
-    architecture = small_image_name(args.model, train_data.img_size)
-    print(
-        f"{architecture} on {train_data.title}: {len(train_data)} training images"
-        f"{_skipped(train_data)}, {len(val_data)} validation images{_skipped(val_data)}, "
-        f"{train_data.num_classes} classes, "
-        f"{train_data.img_size[0]}x{train_data.img_size[1]} pixels"
-    )
     with cpu_threads(args.threads), torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
-        model = create_model(
-            architecture, img_size=train_data.img_size, num_classes=train_data.num_classes
+        model, said = starting_model(
+            args.model,
+            img_size=train_data.img_size,
+            class_names=train_data.class_names,
+            weights=args.weights,
+            distilled=teacher is not None,
+            drop_path_rate=args.drop_path,
         )
-        if args.weights:
-            _start_from(args.weights, model)
+        print(
+            f"{model_name(model)} on {train_data.title}: {len(train_data)} training images"
+            f"{_skipped(train_data)}, {len(val_data)} validation images{_skipped(val_data)}, "
+            f"{train_data.num_classes} classes, "
+            f"{train_data.img_size[0]}x{train_data.img_size[1]} pixels"
+        )
+        if teacher is not None:
+            said += (_taught(model, teacher, recipe.distillation),)
+        for line in said:
+            print(line)
         record = train(
             model,
             train_data,
@@ -107,6 +139,7 @@ def _train(args: argparse.Namespace) -> None:
             device=args.device,
             command=args.command_line,
             scale=args.scale,
+            teacher=teacher,
         )
     _curves(record, Path(args.out))
     print(
@@ -117,16 +150,36 @@ def _train(args: argparse.Namespace) -> None:
         record.save(args.json)
 
 
-def _start_from(weights: str, model: Any) -> None:
-    """Load weights; the classifier of other classes stays as it was drawn, which is said."""
-    from evitlab.models.weights import load_weights
+def _teacher(args: argparse.Namespace, changes: dict[str, Any]) -> Any:
+    """The teacher that was asked for, which the recipe's `changes` then name; None without one."""
+    from evitlab.analysis.subjects import is_named, open_model
 
-    report = load_weights(model, weights, strict=False)
-    classifier = {f"{model.pretrained_cfg['classifier']}.{part}" for part in ("weight", "bias")}
-    if report.missing or report.unexpected or not classifier >= set(report.mismatched):
-        load_weights(model, weights)  # says what does not fit
-    if report.mismatched:
-        print(f"{Path(weights).name}: of other classes, so the classifier is trained from scratch")
+    if args.teacher is None:
+        for option in ("distillation", "distillation_alpha", "distillation_tau"):
+            if option in changes:
+                raise ValueError(f"--{option.replace('_', '-')}: expected a --teacher beside it")
+        return None
+    changes.setdefault("distillation", "hard")
+    try:
+        weights = "hub" if is_named(args.teacher) else None
+        return open_model(args.teacher, weights=weights)[0]
+    except FileNotFoundError as error:
+        reason = str(error).partition(";")[0]
+        raise FileNotFoundError(
+            f"--teacher: {reason}; give the folder of a run, a file, or a name in data/checkpoints"
+        ) from error
+
+
+def _taught(model: Any, teacher: Any, kind: str) -> str:
+    """How the teacher is used, in a line."""
+    from evitlab.models.zoo import model_name, stated_img_size
+
+    size = stated_img_size(teacher)
+    at = f" at {size[0]}x{size[1]} pixels" if size else ""
+    what = "probabilities" if kind == "soft" else "top-1"
+    two = getattr(getattr(model, "config", None), "distilled", False)
+    how = "by a second head, averaged with the first" if two else "by the one head of this model"
+    return f"teacher: {model_name(teacher)}{at}; its {what} learned {how}"
 
 
 def _curves(record: TrainingRecord, out: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from evitlab.models.deploy import DEPLOYED
@@ -25,7 +26,8 @@ class LoadReport:
     Attributes:
         layout: "official" where names had to be mapped, else "timm".
         loaded: keys that were copied, resized ones included.
-        resized: attention-bias tables that were interpolated to another window.
+        resized: attention-bias tables that were interpolated to another window, and a ViT's
+            position embeddings to another grid.
         missing: keys of the model that the source lacks.
         unexpected: keys of the source that the model lacks.
         mismatched: keys in both, of another shape; left as they were in the model.
@@ -80,6 +82,9 @@ def load_weights(
         if key in windows and value.shape != shape and value.shape[:1] == shape[:1]:
             value = resize_bias_table(value, windows[key])
             resized.append(key)
+        if key == "pos_embed" and value.shape != shape and value.ndim == len(shape) == 3:
+            value = _resize_positions(value, model)
+            resized.append(key)
         if value.shape == shape:
             copies[key] = value
         else:
@@ -118,6 +123,17 @@ def resize_bias_table(table: Tensor, window: tuple[int, int]) -> Tensor:
     grid = table.float().view(1, table.shape[0], side, side)
     grid = F.interpolate(grid, size=window, mode="bicubic", antialias=True, align_corners=False)
     return grid.view(table.shape[0], -1).to(table.dtype)
+
+
+def _resize_positions(embedding: Tensor, model: Any) -> Tensor:
+    """A ViT's position embeddings [1, N, C] of a square grid for the model's own grid."""
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    apart = getattr(model, "no_embed_class", False)  # the class token has no position
+    prefix = 0 if apart else getattr(model, "num_prefix_tokens", 0)
+    tokens = embedding.shape[1] - prefix
+    if grid is None or tokens < 1 or math.isqrt(tokens) ** 2 != tokens:
+        return embedding
+    return resample_abs_pos_embed(embedding, list(grid), num_prefix_tokens=prefix)
 
 
 def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Models by name, and weights from anywhere into them."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -44,6 +45,11 @@ def list_models(pattern: str = "*") -> list[str]:
 def native_img_size(name: str) -> int:
     """Pixels of a side of the square images that a name's patch size is meant for."""
     return {"_p2": 32, "_p4": 32, "_p8": 64}.get(name[-3:], 224)
+
+
+def family_of(name: str) -> str:
+    """A model's name without its patch size: efficientvit_m0_p4 -> efficientvit_m0."""
+    return re.sub(r"_p\d+$", "", name)
 
 
 def small_image_name(name: str, img_size: tuple[int, int]) -> str:
@@ -112,7 +118,7 @@ def create_model(
     model.config = config
     model.pretrained_cfg = {
         "architecture": name,
-        "hf_hub_id": _HUB.get(name, f"timm/{name.partition('_p')[0]}.r224_in1k"),
+        "hf_hub_id": _HUB.get(name, f"timm/{family_of(name)}.r224_in1k"),
         "input_size": (in_chans, *config.img_size),
         "num_classes": num_classes,
         "mean": IMAGENET_DEFAULT_MEAN,
@@ -144,12 +150,24 @@ def load_model(path: str | os.PathLike[str]) -> Any:
         ValueError: not a file of this library, or damaged.
     """
     card = read_card(path)
-    config: dict[str, Any] = dict(card["config"])
-    model = create_model(card["architecture"], **config).eval()
-    narrow(model, card.get("channel_widths", {}))
+    model = build_from_card(card).eval()
     load_weights(model, path)
-    model.pretrained_cfg |= {key: tuple(card[key]) for key in ("mean", "std") if card.get(key)}
     model.class_names = tuple(card["class_names"])
+    return model
+
+
+def build_from_card(card: Mapping[str, Any], **changes: Any) -> Any:
+    """The model that a card of `read_card` describes, its weights drawn.
+
+    Args:
+        card: architecture, config, widths if it was pruned, normalisation.
+        changes: fields of the config that are to differ, such as `img_size=64`.
+
+    Raises ValueError where the card is not of a model of this library.
+    """
+    model = create_model(card["architecture"], **{**card["config"], **changes})
+    narrow(model, card.get("channel_widths", {}))
+    model.pretrained_cfg |= {key: tuple(card[key]) for key in ("mean", "std") if card.get(key)}
     return model
 
 
