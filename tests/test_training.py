@@ -68,6 +68,8 @@ RANGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "ema_decay": ((1.0, -0.1, NAN), (0.0, 0.99996)),
     "repeats": ((0, 1.5), (1,)),
     "precision": (("float16", None), ("auto", "float32", "bfloat16")),
+    "accumulate": ((0, -1, 2.0, None), (1, 8)),
+    "sync_norm": ((1, "yes", None), (False, True)),
     "compile": ((1, "yes", None), (False, True)),
     "validate_every": ((0, -1, 0.5), (1,)),
     "seed": ((0.5, 2**63, -(2**63) - 1, None), (0, -1, 2**63 - 1)),

@@ -114,6 +114,7 @@ class Dataset:
         device: torch.device | str = "cpu",
         train: bool = False,
         seed: int = 0,
+        places: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels in the given order; the last batch may be smaller.
 
@@ -121,8 +122,10 @@ class Dataset:
             order: int64, indices in any number; they may repeat.
             batch_size: images per batch.
             device: where the batches go.
-            train: of no effect here, as is `seed`: see `StreamingDataset`, which crops on load.
+            train: of no effect here, as are `seed` and `places`: see `StreamingDataset`, which
+                crops on load.
             seed: see `train`.
+            places: see `train`.
 
         Yields:
             uint8 [B, 3, H, W] and int64 [B].

@@ -106,6 +106,15 @@ class StreamingDataset:
         """Corrupt images that were met so far."""
         return len(self._skipped)
 
+    @property
+    def skipped_indices(self) -> frozenset[int]:
+        """The corrupt images that were met so far."""
+        return frozenset(self._skipped)
+
+    def skip(self, *indices: frozenset[int]) -> None:
+        """Count these as met too: other processes of a run read them."""
+        self._skipped.update(*indices)
+
     def subset(self, n: int, seed: int = 0) -> StreamingDataset:
         """`n` images with the classes in proportion; all of them if there are no more than that.
 
@@ -127,6 +136,7 @@ class StreamingDataset:
         device: torch.device | str = "cpu",
         train: bool = False,
         seed: int = 0,
+        places: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels in the given order; the last batch may be smaller.
 
@@ -140,6 +150,8 @@ class StreamingDataset:
             train: random-resized crops; else the short side is brought to 256/224 of the image
                 size and the centre is cut out.
             seed: of the crops; give each epoch its own.
+            places: int64, where `order` is only a part of one: the places of its entries there,
+                which decide their crops. None: it is the whole.
 
         Yields:
             uint8 [B, 3, H, W] and int64 [B].
@@ -148,7 +160,12 @@ class StreamingDataset:
             ValueError: a corrupt image, by name, unless they are skipped.
         """
         pin = torch.device(device).type == "cuda"
-        samples = _Samples(self, order.tolist(), seed if train else None)
+        samples = _Samples(
+            self,
+            order.tolist(),
+            range(len(order)) if places is None else places.tolist(),
+            seed if train else None,
+        )
         workers = default_workers() if self.num_workers is None else self.num_workers
         loader = DataLoader(
             samples,
@@ -215,6 +232,7 @@ class _Samples(TorchDataset):
 
     data: StreamingDataset
     order: Sequence[int]
+    places: Sequence[int]
     seed: int | None
 
     def __len__(self) -> int:
@@ -223,7 +241,8 @@ class _Samples(TorchDataset):
     def __getitem__(self, position: int) -> tuple[np.ndarray | None, int, int, str]:
         index = self.order[position]
         label = int(self.data.source.labels[index])
-        rng = None if self.seed is None else np.random.default_rng((self.seed, position))
+        place = self.places[position]
+        rng = None if self.seed is None else np.random.default_rng((self.seed, place))
         try:
             return self.data._load(index, rng), label, index, ""
         except ValueError as error:

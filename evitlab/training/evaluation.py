@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from evitlab.datasets import AnyDataset
+from evitlab.datasets import AnyDataset, StreamingDataset
 from evitlab.models.zoo import normalization
 from evitlab.records import Accuracy, Environment, environment_card
 from evitlab.training.augment import normalize
+from evitlab.training.distributed import ALONE, current_ranks
 
 _NO_IMAGES = "data: expected at least one image, got none"
 
@@ -71,6 +72,7 @@ def evaluate(
     *,
     batch_size: int = 256,
     device: str | torch.device | None = None,
+    distributed: bool = False,
 ) -> Accuracy:
     """Top-1 and top-5 accuracy and mean cross-entropy over a data set.
 
@@ -79,12 +81,16 @@ def evaluate(
         data: labelled images.
         batch_size: images per forward pass.
         device: None evaluates where the model's parameters are.
+        distributed: True: all processes of a run call this, each measures its share of the
+            images, and all return the same; each image counts once.
 
     Raises:
         ValueError: no images (or only corrupt ones, skipped), images without labels, labels
             outside the model's classes, a batch size below one, or a device that is not there.
     """
-    return accuracy_of(predict(model, data, batch_size=batch_size, device=device))
+    return accuracy_of(
+        predict(model, data, batch_size=batch_size, device=device, distributed=distributed)
+    )
 
 
 def accuracy_of(predictions: Predictions) -> Accuracy:
@@ -113,6 +119,7 @@ def predict(
     *,
     batch_size: int = 256,
     device: str | torch.device | None = None,
+    distributed: bool = False,
 ) -> Predictions:
     """The likeliest classes of each image; every measure of accuracy is a function of this pass.
 
@@ -121,6 +128,7 @@ def predict(
         data: images, labelled or not.
         batch_size: images per forward pass.
         device: None runs where the model's parameters are.
+        distributed: as in `evaluate`.
 
     Raises:
         ValueError: see `evaluate`; unlabelled images are taken.
@@ -133,27 +141,31 @@ def predict(
     home = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     device = checked_device(device) if device else home
     mean, std = normalization(model)
+    ranks = current_ranks() if distributed else ALONE
+    own = torch.arange(len(data)).tensor_split(ranks.size)[ranks.rank]  # in the set's order
     parts: list[tuple[Tensor, ...]] = []  # stay on the device, so that batches need not wait
     with _evaluating(model, device=device, home=home):
-        batches = data.batches(torch.arange(len(data)), batch_size, device=device)
+        batches = data.batches(own, batch_size, device=device)
         for pixels, labels in tqdm(
             batches,
-            total=math.ceil(len(data) / batch_size),
+            total=math.ceil(len(own) / batch_size),
             desc="evaluate",
             unit="batch",
             leave=False,
             delay=2,
+            disable=not ranks.main,
         ):
             inputs = normalize(pixels, mean, std).contiguous(memory_format=torch.channels_last)
             logits = model(inputs).float()
             losses = F.cross_entropy(logits, labels, reduction="none")
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
             parts.append((labels, ranked, logits.softmax(1).gather(1, ranked), losses))
-    if not parts:  # nothing but corrupt images, skipped
+    found = [part for part in ranks.gather(_joined(parts)) if part]
+    if not found:  # nothing but corrupt images, skipped
         raise ValueError(_NO_IMAGES)
-    labels, ranked, probabilities, losses = (
-        torch.cat(part).cpu() for part in zip(*parts, strict=True)
-    )
+    if isinstance(data, StreamingDataset):
+        data.skip(*ranks.gather(data.skipped_indices))
+    labels, ranked, probabilities, losses = _joined(found)
     return Predictions(
         files=data.files,
         class_names=data.class_names,
@@ -165,6 +177,11 @@ def predict(
             device=device, layout="channels_last", batch_size=batch_size, dataset=data.title
         ),
     )
+
+
+def _joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """One tuple of the parts' tensors, joined, on the CPU; () of none."""
+    return tuple(torch.cat(part).cpu() for part in zip(*parts, strict=True))
 
 
 def check_labels(model: nn.Module, data: AnyDataset) -> None:

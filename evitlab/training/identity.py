@@ -10,10 +10,17 @@ from torch import nn
 from evitlab.datasets import AnyDataset
 from evitlab.models.weights import load_weights, read_card
 from evitlab.models.zoo import config_fields
-from evitlab.records import TrainingRecord
+from evitlab.records import TrainingRecord, write_atomically
+from evitlab.training.checkpoint import load_checkpoint
 from evitlab.training.distillation import teacher_identity
 from evitlab.training.recipe import Recipe
 
+# Without `sync_norm`, of no effect in one process, as all runs were that do not have it.
+_DEFAULTS = {
+    field.name: field.default
+    for field in dataclasses.fields(Recipe)
+    if field.default is not dataclasses.MISSING and field.name != "sync_norm"
+}
 RECORDED = ("model", "img_size", "num_classes", "dataset", "train_images", "recipe", "teacher")
 
 
@@ -36,6 +43,35 @@ def run_identity(
     }
 
 
+def earlier_run(
+    model: nn.Module, identity: dict[str, Any], out: Path
+) -> TrainingRecord | dict[str, Any] | None:
+    """What a run left in `out`: its record, loading its weights, or its last checkpoint.
+
+    Raises:
+        ValueError: it is a different run, or a file is damaged.
+    """
+    if (out / "record.json").exists() and (out / "model.safetensors").exists():
+        return finished_run(model, identity, out)
+    last = out / "checkpoints" / "last.pt"
+    if not last.exists():
+        return None
+    state = load_checkpoint(last)
+    check_same_run(state["identity"], identity, out)
+    return state
+
+
+def begin_run(identity: dict[str, Any], out: Path, *, resume: bool) -> None:
+    """Write `recipe.json`, and remove what an earlier run left where it is not continued.
+
+    Raises:
+        OSError: `out` cannot be written, which shall cost no epoch.
+    """
+    write_atomically(out / "recipe.json", json.dumps(identity, indent=1) + "\n")
+    if not resume:
+        remove_earlier_run(out)
+
+
 def finished_run(model: nn.Module, identity: dict[str, Any], out: Path) -> TrainingRecord:
     """The record of the run in `out`, after its weights were loaded; errors if it is another."""
     record = TrainingRecord.load(out / "record.json")
@@ -50,11 +86,16 @@ def finished_run(model: nn.Module, identity: dict[str, Any], out: Path) -> Train
 
 
 def check_same_run(found: dict[str, Any], wanted: dict[str, Any], out: Path) -> None:
-    """Compare what the run in `out` recorded; a field that is younger than it is not compared."""
+    """Compare what the run in `out` recorded.
+
+    A field of the recipe that is younger than it had its default's effect; another one is not
+    compared.
+    """
 
     def flat(run: dict[str, Any]) -> dict[str, Any]:
-        plain = json.loads(json.dumps(run))  # JSON has no tuples
-        return {**plain.pop("config", {}), **plain.pop("recipe"), **plain}
+        recipe = {**_DEFAULTS, **run["recipe"]}
+        plain = json.loads(json.dumps({**run, "recipe": recipe}))  # JSON has no tuples
+        return {"teacher": None, **plain.pop("config", {}), **plain.pop("recipe"), **plain}
 
     there, asked_for = flat(found), flat(wanted)
     pruned = [run.pop("channel_widths", {}) for run in (there, asked_for)]

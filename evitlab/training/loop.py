@@ -2,11 +2,11 @@
 
 A run is a function of (model, data, recipe): every random number of step s of epoch e is drawn
 from a generator seeded with (seed, e, s), so a run that was killed continues from its last
-checkpoint to the very same weights.
+checkpoint to the very same weights. Started by `torchrun`, it is the same function, worked out by
+several processes: `recipe.batch_size` counts the images of all of them.
 """
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -17,24 +17,22 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 from timm.utils.agc import adaptive_clip_grad
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from evitlab.datasets import AnyDataset, StreamingDataset
 from evitlab.models.cost import count_macs, count_params
 from evitlab.models.zoo import normalization
-from evitlab.records import Accuracy, EpochLog, TrainingRecord, environment_card, write_atomically
+from evitlab.records import Accuracy, EpochLog, TrainingRecord, environment_card
 from evitlab.training.augment import Augment
-from evitlab.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from evitlab.training.batches import Batches, check_norms, resident, step_seed
+from evitlab.training.checkpoint import save_checkpoint, save_weights
 from evitlab.training.distillation import Objective, check_teacher
+from evitlab.training.distributed import Ranks, gradients_stay, joined, own_device
 from evitlab.training.evaluation import check_labels, checked_device, evaluate
-from evitlab.training.identity import (
-    RECORDED,
-    check_same_run,
-    finished_run,
-    remove_earlier_run,
-    run_identity,
-)
+from evitlab.training.failures import NonFiniteLoss, explained, last_good
+from evitlab.training.identity import RECORDED, begin_run, earlier_run, run_identity
+from evitlab.training.launch import restarted
 from evitlab.training.optimizer import (
     all_but_classifier,
     build_optimizer,
@@ -43,10 +41,7 @@ from evitlab.training.optimizer import (
     train_mode,
 )
 from evitlab.training.recipe import Recipe
-
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss became NaN or infinite; the message names step, rate and last good checkpoint."""
+from evitlab.training.sync_norm import synchronized_norms
 
 
 def train(
@@ -84,45 +79,90 @@ def train(
         ValueError: data, model and teacher do not fit, no such device or scale, or `out_dir`
             holds a different run.
         NonFiniteLoss: the loss is NaN or infinite.
+        OutOfMemory: memory ran out; says what to lower.
+        LostProcess: another process of the run is gone; says how to go on.
         OSError: `out_dir` cannot be written.
 
     Paper: Section 4.1.
     Pitfall: `best` is chosen on the validation data, so report `final` where that is a test set.
     """
     out = Path(out_dir)
-    device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    _check_fit(model, train_data, val_data, recipe)
-    check_teacher(model, recipe, teacher, train_data)
-    identity = run_identity(model, train_data, recipe, teacher)
-    card = environment_card(
-        device=device,
-        precision=_precision(device, recipe.precision),
-        layout="channels_last",
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        dataset=train_data.title,
-        scale=scale,
-    )
+    device = own_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = checked_device(device)
     last = out / "checkpoints" / "last.pt"
-    state = None
-    if resume:
-        if (out / "record.json").exists() and (out / "model.safetensors").exists():
-            return finished_run(model.to(device), identity, out)
-        if last.exists():
-            state = load_checkpoint(last)
-            check_same_run(state["identity"], identity, out)
-    objective = Objective(model, recipe, teacher, train_data, device)
-    # Written first, so that a folder that cannot be written costs no epoch.
-    write_atomically(out / "recipe.json", json.dumps(identity, indent=1) + "\n")
-    if not resume:
-        remove_earlier_run(out)
-    names = train_data.class_names
+    with joined(device) as ranks, explained(recipe, train_data.img_size, last):
+        _check_fit(model, train_data, val_data, recipe, ranks)
+        check_teacher(model, recipe, teacher, train_data)
+        identity = run_identity(model, train_data, recipe, teacher)
+        card = environment_card(
+            device=device,
+            precision=_precision(device, recipe.precision),
+            layout="channels_last",
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            dataset=train_data.title,
+            scale=scale,
+        )
+        model.to(device)
+        state = None
+        if resume or restarted():
+            found = ranks.from_main(lambda: earlier_run(model, identity, out))
+            if isinstance(found, TrainingRecord):
+                ranks.share_state(model)
+                return found
+            state = found
+        objective = Objective(model, recipe, teacher, train_data, device)
+        ranks.from_main(lambda: begin_run(identity, out, resume=resume or restarted()))
+        with frozen(model, recipe.freeze):
+            history, final = _run_epochs(
+                model,
+                train_data,
+                val_data,
+                recipe,
+                objective,
+                state=state,
+                identity=identity,
+                out=out,
+                ranks=ranks,
+                device=device,
+            )
+        record = TrainingRecord(
+            **{name: identity[name] for name in RECORDED},
+            params=count_params(model),
+            macs=count_macs(model, train_data.img_size),
+            history=tuple(history),
+            final=final,
+            best_epoch=_best_epoch(history),
+            seconds=sum(log.seconds for log in history),
+            command=command,
+            environment=card,
+        )
+        if ranks.main:
+            save_weights(model, out / "model.safetensors", class_names=train_data.class_names)
+            record.save(out / "record.json")
+        return record
 
-    model.to(device).to(memory_format=torch.channels_last)
-    step_model = torch.compile(model) if recipe.compile else model
+
+def _run_epochs(
+    model: nn.Module,
+    train_data: AnyDataset,
+    val_data: AnyDataset,
+    recipe: Recipe,
+    objective: Objective,
+    *,
+    state: dict[str, Any] | None,
+    identity: dict[str, Any],
+    out: Path,
+    ranks: Ranks,
+    device: torch.device,
+) -> tuple[list[EpochLog], Accuracy]:
+    """From `state`, or from the start, to the end; gives the history and the final accuracy."""
+    names, last = train_data.class_names, out / "checkpoints" / "last.pt"
+    model.to(memory_format=torch.channels_last)
+    synced = recipe.sync_norm and ranks.size > 1
+    step_model = ranks.parallel(model, share_buffers=not synced)
+    step_model = torch.compile(step_model) if recipe.compile else step_model
     optimizer = build_optimizer(model, recipe)
-    if isinstance(train_data, StreamingDataset):  # it crops while it decodes
-        train_data = dataclasses.replace(train_data, crop_scale=recipe.crop_scale)
     ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     mean, std = normalization(model)
     augment = Augment(
@@ -131,6 +171,10 @@ def train(
         mean=mean,
         std=std,
     )
+    if isinstance(train_data, StreamingDataset):  # it crops while it decodes
+        train_data = dataclasses.replace(train_data, crop_scale=recipe.crop_scale)
+    train_data, val_data = resident(train_data, device), resident(val_data, device)
+    batches = Batches(train_data, recipe, augment, ranks=ranks, device=device)
     history: list[EpochLog] = []
     accuracy: Accuracy | None = None
     if state:
@@ -140,38 +184,36 @@ def train(
             ema.module.load_state_dict(state["ema"])
         history = [EpochLog(**log) for log in state["history"]]
 
-    steps = max(1, len(train_data) // recipe.batch_size)
-    images = steps * min(recipe.batch_size, len(train_data))
+    clipped = all_but_classifier(model)
+    steps, images = batches.steps, batches.steps * batches.size
     bar = tqdm(
         total=images * recipe.total_epochs,
         initial=images * len(history),
         unit="img",
         unit_scale=True,
         mininterval=1,
+        disable=not ranks.main,
     )
+    norms = synchronized_norms(model) if synced else nullcontext()
     # Other GPUs than the one in use are left out: there may be many, and torch warns of the time.
-    clipped = all_but_classifier(model)
     own = [device] if device.type == "cuda" else []
-    with bar, frozen(model, recipe.freeze), torch.random.fork_rng(own):
+    with bar, norms, torch.random.fork_rng(own):
         for epoch in range(len(history) + 1, recipe.total_epochs + 1):
             train_mode(model, recipe.freeze)
-            order = _epoch_order(len(train_data), recipe, epoch)[:images]
-            batches = train_data.batches(
-                order, recipe.batch_size, device=device, train=True, seed=_seed(recipe, epoch)
-            )
             total_loss = torch.zeros((), device=device)
             began = time.perf_counter()
-            for step, (pixels, labels) in enumerate(batches):
+            for step, parts in enumerate(batches.epoch(epoch)):
                 rate = recipe.learning_rate(epoch - 1 + step / steps)
                 set_learning_rate(optimizer, rate)
-                seed = _seed(recipe, epoch, step)
-                torch.manual_seed(seed)  # stochastic depth
-                inputs, targets = augment(pixels, labels, torch.Generator().manual_seed(seed))
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-                with _autocast(device, recipe.precision):
-                    loss = objective(step_model(inputs), inputs, targets)
                 optimizer.zero_grad()
-                loss.backward()
+                # Stochastic depth, in each process its own.
+                torch.manual_seed(step_seed(recipe, epoch, step, rank=ranks.rank))
+                for number, (inputs, targets, share) in enumerate(parts, start=1):
+                    with gradients_stay(step_model, number < len(parts)):
+                        with _autocast(device, recipe.precision):
+                            loss = share * objective(step_model(inputs), inputs, targets)
+                        loss.backward()
+                    total_loss += loss.detach()
                 if recipe.clip == "agc":
                     adaptive_clip_grad(clipped, recipe.clip_grad)
                 elif recipe.clip == "norm":
@@ -179,18 +221,18 @@ def train(
                 optimizer.step()
                 if ema:
                     ema.update(model)
-                total_loss += loss.detach()
                 if device.type == "cpu" or step % 20 == 0 or step == steps - 1:
-                    if not math.isfinite(total_loss.item()):
+                    mean_loss = ranks.sum(total_loss).item() / ranks.size / (step + 1)
+                    if not math.isfinite(mean_loss):
                         raise _non_finite("loss", (epoch, step + 1, steps), rate, last)
-                    mean_loss = total_loss.item() / (step + 1)
                     bar.set_description(f"epoch {epoch}/{recipe.total_epochs}", refresh=False)
                     bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
-                bar.update(len(labels))
+                bar.update(batches.size)
             seconds = time.perf_counter() - began
             log = EpochLog(epoch, mean_loss, rate, images / seconds, seconds)
+            ranks.share_state(model)  # running statistics that are not synchronised differ
             if epoch % recipe.validate_every == 0 or epoch == recipe.total_epochs:
-                accuracy = evaluate(model, val_data, device=device)
+                accuracy = evaluate(model, val_data, device=device, distributed=True)
                 log = dataclasses.replace(
                     log, val_top1=accuracy.top1, val_top5=accuracy.top5, val_loss=accuracy.loss
                 )
@@ -200,6 +242,8 @@ def train(
                 what = "loss" if log.val_loss is None else "validation loss"
                 raise _non_finite(what, (epoch, steps, steps), rate, last)
             history.append(log)
+            if not ranks.main:
+                continue
             if log.val_top1 is not None and epoch == _best_epoch(history):
                 save_weights(model, out / "checkpoints" / "best.safetensors", class_names=names)
             save_checkpoint(
@@ -212,24 +256,10 @@ def train(
                 },
                 last,
             )
-    # A run that was stopped after its last epoch still has to be measured.
-    final = accuracy or evaluate(model, val_data, device=device)
-    if ema:
+    if ema and ranks.main:
         save_weights(ema.module, out / "model_ema.safetensors", class_names=names)
-    save_weights(model, out / "model.safetensors", class_names=names)
-    record = TrainingRecord(
-        **{name: identity[name] for name in RECORDED},
-        params=count_params(model),
-        macs=count_macs(model, train_data.img_size),
-        history=tuple(history),
-        final=final,
-        best_epoch=_best_epoch(history),
-        seconds=sum(log.seconds for log in history),
-        command=command,
-        environment=card,
-    )
-    record.save(out / "record.json")
-    return record
+    # A run that was stopped after its last epoch still has to be measured.
+    return history, accuracy or evaluate(model, val_data, device=device, distributed=True)
 
 
 def _check_fit(
@@ -237,13 +267,12 @@ def _check_fit(
     train_data: AnyDataset,
     val_data: AnyDataset,
     recipe: Recipe,
+    ranks: Ranks,
 ) -> None:
     sizes = len(train_data), len(val_data)
     if sizes[0] < 2 or sizes[1] < 1:
         raise ValueError(f"train_data, val_data: expected at least 2 and 1 images, got {sizes}")
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
-    if recipe.batch_size == 1 and any(isinstance(module, norms) for module in model.modules()):
-        raise ValueError("batch_size: expected at least 2, as BatchNorm needs them, got 1")
+    check_norms(model, recipe, len(train_data), ranks)
     check_labels(model, train_data)
     if train_data.class_names != val_data.class_names:
         raise ValueError(
@@ -260,25 +289,13 @@ def _non_finite(what: str, place: tuple[int, int, int], rate: float, last: Path)
     epoch, step, steps = place
     return NonFiniteLoss(
         f"{what} is not finite at epoch {epoch}, step {step} of {steps}, learning rate "
-        f"{rate:.3g}; last good checkpoint: {last if last.exists() else 'none yet'}"
+        f"{rate:.3g}; {last_good(last)}"
     )
 
 
 def _best_epoch(history: list[EpochLog]) -> int:
     validated = [(log.val_top1, -log.epoch) for log in history if log.val_top1 is not None]
     return -max(validated)[1] if validated else history[-1].epoch
-
-
-def _seed(recipe: Recipe, epoch: int, step: int = -1) -> int:
-    """One seed for each (run, epoch, step), apart from each other's neighbours."""
-    return ((recipe.seed * 1_000_003 + epoch) * 1_000_003 + step + 1) % 2**63
-
-
-def _epoch_order(count: int, recipe: Recipe, epoch: int) -> Tensor:
-    """int64 [count]: a new permutation each epoch, each entry `repeats` times in a row."""
-    generator = torch.Generator().manual_seed(_seed(recipe, epoch))
-    order = torch.randperm(count, generator=generator)
-    return order.repeat_interleave(recipe.repeats)[:count]
 
 
 def _precision(device: torch.device, precision: str) -> str:

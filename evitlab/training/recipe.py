@@ -23,7 +23,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "at least 1, an integer",
         lambda value: _whole(value) and value >= 1,
-        ("epochs", "batch_size", "repeats", "validate_every"),
+        ("epochs", "batch_size", "repeats", "accumulate", "validate_every"),
     ),
     (
         "at least 1, an integer, or None",
@@ -89,7 +89,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda value: _pair(value) and 0 < value[0] <= value[1] <= 1,
         ("crop_scale",),
     ),
-    ("True or False", lambda value: isinstance(value, bool), ("compile",)),
+    ("True or False", lambda value: isinstance(value, bool), ("sync_norm", "compile")),
 )
 _CHOICES = {
     "clip": ("none", "norm", "agc"),
@@ -105,10 +105,13 @@ class Recipe:
     """Hyperparameters of one training run, optimisation first, then augmentation.
 
     Raises ValueError where a value is outside its range, naming the field.
+
+    Pitfall: BatchNorm sees a part of a batch at a time where `accumulate` is above 1, so its
+    statistics, and with them the losses, are those of the parts; all else is as with 1.
     """
 
     epochs: int  # of the cosine; `cooldown_epochs` follow at `min_lr`
-    batch_size: int
+    batch_size: int  # of a step, over all processes and parts
     lr: float  # peak, for `lr_batch` images a step
     lr_batch: int | None = None  # peak = lr * batch_size / lr_batch; None: lr as it is
     min_lr: float = 1e-5
@@ -128,6 +131,8 @@ class Recipe:
     distillation_tau: float = 1.0  # temperature of soft distillation
     repeats: int = 1  # repeated augmentation: views of an image within one epoch
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU
+    accumulate: int = 1  # parts a batch is worked off in, one after the other: less memory
+    sync_norm: bool = True  # BatchNorm's statistics are of all processes' images, not of each's
     compile: bool = False  # torch.compile: minutes of start-up, then faster steps
     validate_every: int = 1  # epochs
     seed: int = 0
@@ -228,5 +233,6 @@ RECIPES = {
         cutmix_alpha=1.0,
         random_erasing=0.25,
         label_smoothing=0.1,
+        sync_norm=False,  # each of 8 GPUs normalises its 256 images; accumulate=8 does so on one
     ),
 }

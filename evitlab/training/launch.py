@@ -1,0 +1,92 @@
+"""How this process was started: alone, or by `torchrun` as one of many that must not talk at once.
+
+Read from the environment variables that torchrun sets, so it can be asked before any process
+group exists.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: torchrun ends the other processes of a run when one of them is gone."""
+
+
+def world_size() -> int:
+    """How many processes torchrun started; 1 without it."""
+    launched = all(name in os.environ for name in _VARIABLES)
+    return int(os.environ["WORLD_SIZE"]) if launched else 1
+
+
+def launch_rank() -> int:
+    """This process's number among them, from 0."""
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
+
+
+def local_rank() -> int:
+    """This process's number on its machine: its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+
+
+def restarted() -> bool:
+    """Whether torchrun started the processes again after one of them failed."""
+    return world_size() > 1 and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Within, only process 0 prints and draws bars, and SIGTERM raises `Terminated`.
+
+    An exception leaves the block, so that whoever reports it does so on the real streams.
+    """
+    with ExitStack() as stack:
+        if launch_rank() > 0:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        if world_size() > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
+        yield
+
+
+def _terminate(*_: Any) -> NoReturn:
+    deaf_to_sigterm()  # it comes once; the process is ending
+    raise Terminated
+
+
+def deaf_to_sigterm() -> None:
+    """Let this process of a run say its last line; torchrun kills what lingers anyway."""
+    if world_size() > 1 and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def first_to_speak() -> bool:
+    """Whether no other process of the run has reported its end yet: one error, one line.
+
+    They ask the store that torchrun keeps, which outlives them; where it does not answer, each
+    speaks for itself.
+    """
+    if world_size() == 1:
+        return True
+    try:
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=timedelta(seconds=5),
+        )
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return int(store.add(f"evitlab/spoken/{attempt}", 1)) == 1
+    except (dist.DistError, RuntimeError, ValueError):
+        return True

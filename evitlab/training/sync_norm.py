@@ -1,0 +1,161 @@
+"""BatchNorm over the images of all processes, so that a run does not depend on how many there are.
+
+torch's own SyncBatchNorm works on GPUs alone; this one works wherever processes can talk.
+
+Shape legend: W processes, B images of a process, C channels, n positions of a channel (B, or
+B * H * W of a map).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def synchronized_norms(model: nn.Module) -> Iterator[None]:
+    """Within, the model's BatchNorms compute their statistics over all processes.
+
+    Only the class of the modules changes, and back: parameters, buffers, hooks and the keys of
+    the state dict stay what they are.
+
+    Raises:
+        ValueError: a kind of BatchNorm that is not known here.
+
+    Pitfall: every process must run the model equally often, as the processes wait for each other.
+    """
+    swapped = [(part, type(part)) for part in model.modules() if isinstance(part, _BatchNorm)]
+    for _, plain in swapped:
+        if plain not in _SYNCED:
+            raise ValueError(
+                f"sync_norm: expected BatchNorms of torch or timm, got a {plain.__name__}; "
+                "sync_norm=False normalises in each process by itself"
+            )
+    try:
+        for module, plain in swapped:
+            module.__class__ = _SYNCED[plain]
+        yield
+    finally:
+        for module, plain in swapped:
+            module.__class__ = plain
+
+
+class _Synced(_BatchNorm):
+    """The training-mode forward pass; evaluation is BatchNorm's own."""
+
+    # Collectives are not traced: `torch.compile` runs this as it stands.
+    @torch.compiler.disable
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        mean, variance, count = _joint_statistics(input.detach())
+        self._track(mean, variance, count)
+        return _Normalize.apply(
+            input, self.weight, self.bias, mean, (variance + self.eps).rsqrt(), count
+        )
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Move the running statistics as BatchNorm does; the variance is the unbiased one."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        unbiased = variance * (count / (count - 1))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+
+
+class SyncedBatchNorm1d(_Synced, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` over all processes."""
+
+
+class SyncedBatchNorm2d(_Synced, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over all processes."""
+
+
+class SyncedBatchNormAct2d(_Synced, BatchNormAct2d):
+    """timm's BatchNorm with an activation, over all processes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return BatchNormAct2d.forward(self, x)
+        return self.act(self.drop(_Synced.forward(self, x)))
+
+
+_SYNCED: dict[type[nn.Module], Any] = {
+    nn.BatchNorm1d: SyncedBatchNorm1d,
+    nn.BatchNorm2d: SyncedBatchNorm2d,
+    BatchNormAct2d: SyncedBatchNormAct2d,
+}
+
+
+def _joint_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [C], biased variance [C] and n [] of x [B, C, …] over all processes.
+
+    Each sends its own mean and variance; they are put together by Chan's formula, since sums of
+    squares would lose digits where the mean is far from zero.
+    """
+    variance, mean = torch.var_mean(x.float(), _all_but_channels(x), correction=0)
+    own = torch.cat([mean, variance, mean.new_tensor([x[:, 0].numel()])])
+    rows = own.new_zeros(dist.get_world_size(), len(own))
+    rows[dist.get_rank()] = own
+    dist.all_reduce(rows)  # [W, 2C + 1]
+    means, variances, counts = rows.split([len(mean), len(mean), 1], dim=1)
+    count = counts.sum()
+    share = counts / count  # [W, 1]
+    joint = (share * means).sum(0)
+    return joint, (share * (variances + (means - joint).square())).sum(0), count
+
+
+class _Normalize(torch.autograd.Function):
+    """(x - mean) * scale * weight + bias, with the gradients through mean and scale.
+
+    Those sum over the images of all processes. The gradients of weight and bias are of this
+    process's images, as those of any other parameter: they are averaged with the rest.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None,
+        mean: Tensor, scale: Tensor, count: Tensor,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, weight, mean, scale, count)
+        # BatchNorm's evaluation: one fused affine map. 1 / scale² - 0 stands for variance + eps.
+        return F.batch_norm(x, mean, scale.square().reciprocal(), weight, bias, eps=0.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, count = ctx.saved_tensors
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        centred = x.float() - mean.view(shape)
+        slope = gradient.float()
+        sums = torch.stack(
+            [slope.sum(_all_but_channels(x)), (slope * centred).sum(_all_but_channels(x))]
+        )  # [2, C]
+        of_bias, of_weight = sums[0], sums[1] * scale
+        joint = sums.clone()
+        dist.all_reduce(joint)
+        joint /= count
+        # d x = weight * scale * (g - mean(g) - centred * scale² * mean(g * centred))
+        slope = slope - joint[0].view(shape)
+        slope -= centred.mul_((joint[1] * scale.square()).view(shape))
+        slope *= (scale if weight is None else weight * scale).view(shape)
+        affine = (None, None) if weight is None else (of_weight, of_bias)
+        return slope.to(x.dtype), *affine, None, None, None
+
+
+def _all_but_channels(x: Tensor) -> tuple[int, ...]:
+    return (0, *range(2, x.ndim))
