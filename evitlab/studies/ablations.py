@@ -11,6 +11,7 @@ does not give its widths; the sweeps of Fig. 7 are left as they are, as there.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -66,19 +67,16 @@ def _width(model: str, config: EfficientViTConfig, changes: Changes) -> dict[str
     if abs(math.log(_macs(model, **changes) / target)) <= _TOLERANCE:
         return {}
     unit = 2 * math.lcm(*config.num_heads)  # channels that all heads can share, and an even number
-    widths = [
-        tuple(max(unit, round(share * dim / unit) * unit) for dim in config.embed_dim)
-        for share in (percent / 100 for percent in range(50, 151))
-    ]
-    wanted = dict.fromkeys(widths)
-    return {
-        "embed_dim": min(
-            wanted,
-            key=lambda width: abs(
-                math.log(_macs(model, **{**changes, "embed_dim": width}) / target)
-            ),
-        )
-    }
+
+    def embed_dim(percent: int) -> tuple[int, ...]:
+        return tuple(max(unit, round(percent / 100 * d / unit) * unit) for d in config.embed_dim)
+
+    def macs(percent: int) -> int:
+        return _macs(model, **{**changes, "embed_dim": embed_dim(percent)})
+
+    above = bisect_left(range(200), target, lo=50, key=macs)
+    closest = min((above - 1, above), key=lambda percent: abs(math.log(macs(percent) / target)))
+    return {"embed_dim": embed_dim(closest)}
 
 
 def _macs(model: str, **changes: Any) -> int:

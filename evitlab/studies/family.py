@@ -46,7 +46,7 @@ def training(conditions: Conditions) -> Training:
     changes = {"batch_size": 64}  # more steps out of a short run
     if conditions.scale == "quick":
         return Training("", changes=changes).within(Budget(1, 2_000, 1_000))
-    cpu, gpu = Budget(3, 20_000), Budget(50)
+    cpu, gpu = Budget(2, 20_000), Budget(50)
     budget = lab_budget(conditions, cpu=cpu, gpu=gpu)
     return Training("", changes={} if budget is gpu else changes).within(budget)
 

@@ -39,7 +39,7 @@ def training(conditions: Conditions) -> Training:
         return todo.within(SMOKE)
     if conditions.scale == "quick":
         return todo.within(Budget(1, 1_000, 500))
-    return todo.within(lab_budget(conditions, cpu=Budget(1, 15_000, 5_000), gpu=Budget(10)))
+    return todo.within(lab_budget(conditions, cpu=Budget(1, 8_000, 2_000), gpu=Budget(10)))
 
 
 def _evaluate(size: int, folder: Path, conditions: Conditions) -> Accuracy:

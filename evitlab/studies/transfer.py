@@ -44,7 +44,7 @@ def _pretrain(folder: Path, conditions: Conditions) -> Record:
         return todo.within(SMOKE).run(folder, conditions)[1]
     if conditions.scale == "quick":
         return todo.within(Budget(1, 2_000, 1_000)).run(folder, conditions)[1]
-    budget = lab_budget(conditions, cpu=Budget(3), gpu=Budget(30))
+    budget = lab_budget(conditions, cpu=Budget(2), gpu=Budget(30))
     return todo.within(budget).run(folder, conditions)[1]
 
 
