@@ -21,6 +21,8 @@ from evitlab.cli import (
     train,
 )
 from evitlab.cli.parser import parser_with_commands
+from evitlab.training.failures import LostProcess, is_out_of_memory
+from evitlab.training.launch import Terminated, deaf_to_sigterm, first_to_speak, one_voice
 
 GROUPS = [
     train.add, export.add, models.add, recipes.add, profile.add, heads.add, explore.add, prune.add,
@@ -30,26 +32,37 @@ USER_MISTAKES = (ValueError, OSError, ArithmeticError)  # one line and exit code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 a finding failed, 2 a user's mistake."""
+    """Run a command; returns the exit code.
+
+    0 done, 1 a finding failed or another process of the run is gone, 2 a user's mistake. Of the
+    processes that torchrun started, number 0 prints, and the first that fails says why.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser_with_commands(GROUPS).parse_args(argv)
     args.command_line = shlex.join(["evitlab", *_without_machine_paths(argv)])
     try:
-        return args.run(args) or 0
+        with one_voice():
+            return args.run(args) or 0
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it can", file=sys.stderr)
+        _say("interrupted; the same command continues where it can")
         return 130
-    except (*USER_MISTAKES, RuntimeError) as error:
-        if args.debug or not (isinstance(error, USER_MISTAKES) or _is_out_of_memory(error)):
+    except (LostProcess, Terminated) as error:
+        if args.debug:
             raise
-        # On one line, also where a library's message has several.
-        print(f"evitlab: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(f"evitlab: stopped: {error or 'another process of this run is gone'}")
+        return 1
+    except (*USER_MISTAKES, RuntimeError, MemoryError) as error:
+        if args.debug or not (isinstance(error, USER_MISTAKES) or is_out_of_memory(error)):
+            raise
+        _say(f"evitlab: error: {error or type(error).__name__}")
         return 2
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """torch raises its own type on a GPU, and a plain RuntimeError on a CPU."""
-    return "out of memory" in str(error) or "can't allocate memory" in str(error)
+def _say(message: str) -> None:
+    """On one line, also where a library's message has several, and once for all processes."""
+    deaf_to_sigterm()
+    if first_to_speak():
+        print(" ".join(message.split()), file=sys.stderr)
 
 
 def _without_machine_paths(argv: list[str]) -> list[str]:

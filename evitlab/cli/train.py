@@ -12,8 +12,8 @@ from evitlab.datasets import AnyDataset
 from evitlab.records import TrainingRecord
 
 _RECIPE_OPTIONS = (
-    "epochs", "batch_size", "seed", "compile", "freeze", "layer_decay", "distillation",
-    "distillation_alpha", "distillation_tau",
+    "epochs", "batch_size", "accumulate", "seed", "compile", "freeze", "layer_decay",
+    "distillation", "distillation_alpha", "distillation_tau",
 )  # fmt: skip
 
 
@@ -30,7 +30,11 @@ def add(command: AddCommand) -> None:
     train.add_argument("--img-size", type=int, metavar="N", help="default: the data set's own")
     train.add_argument("--epochs", type=int, metavar="N", help="of the whole run")
     train.add_argument("--limit", type=int, metavar="N", help="training images at most")
-    train.add_argument("--batch-size", type=int, metavar="N", help="images per step")
+    train.add_argument("--batch-size", type=int, metavar="N",
+                       help="images per step, over all processes and parts")  # fmt: skip
+    train.add_argument("--accumulate", type=int, metavar="N",
+                       help="work a batch off in N parts: less memory; BatchNorm then sees a "
+                       "part at a time")  # fmt: skip
     train.add_argument("--lr", type=float, metavar="X", help="peak learning rate")
     train.add_argument("--seed", type=int, metavar="N", help="of weights, order and augmentation")
     train.add_argument("--weights", metavar="PATH|NAME|timm",
@@ -88,6 +92,7 @@ def _train(args: argparse.Namespace) -> None:
     from evitlab.datasets import default_dataset_name, open_dataset
     from evitlab.models.starting import starting_model
     from evitlab.models.zoo import create_model, list_models, model_name
+    from evitlab.training.launch import launch_rank
     from evitlab.training.loop import train
     from evitlab.training.recipe import RECIPES
 
@@ -141,6 +146,8 @@ def _train(args: argparse.Namespace) -> None:
             scale=args.scale,
             teacher=teacher,
         )
+    if launch_rank() > 0:  # files are written by one process
+        return
     _curves(record, Path(args.out))
     print(
         f"finished: top-1 {record.final.top1:.2f} %, top-5 {record.final.top5:.2f} % on "
