@@ -1,15 +1,19 @@
-"""`evitlab train` and `evitlab evaluate`."""
+"""`evitlab train`."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from evitlab.cli.data import check_training_classes, on_error, skipped, training_size
 from evitlab.cli.parser import AddCommand
-from evitlab.datasets import AnyDataset
 from evitlab.records import TrainingRecord
+
+if TYPE_CHECKING:
+    from evitlab.datasets import AnyDataset
+    from evitlab.training.recipe import Recipe
 
 _RECIPE_OPTIONS = (
     "epochs", "batch_size", "accumulate", "seed", "compile", "freeze", "layer_decay",
@@ -20,18 +24,22 @@ _RECIPE_OPTIONS = (
 def add(command: AddCommand) -> None:
     train = command(
         "train", _train, "train a model on a data set, or continue a run that was stopped",
-        "evitlab train efficientvit_m0 --data cifar10 --recipe cifar --out runs/m0",
+        "evitlab train efficientvit_m0 --data cifar10 --recipe cifar --out runs/m0\n"
+        "  evitlab train efficientvit_m0 --data photos/ --recipe finetune --out runs/photos",
     )  # fmt: skip
     train.add_argument("model", metavar="MODEL", help="a name of `evitlab models`")
     train.add_argument("--data", default=None, metavar="NAME|PATH",
                        help="named set, image folder, tar or parquet (default: CIFAR-10 if it "
                        "is at hand, else the embedded set)")  # fmt: skip
     train.add_argument("--recipe", default="cifar", metavar="NAME", help="default: %(default)s")
-    train.add_argument("--img-size", type=int, metavar="N", help="default: the data set's own")
+    train.add_argument("--img-size", type=int, metavar="N",
+                       help="default: the weights' own, else the images' where all are alike and "
+                       "up to 224, else 224")  # fmt: skip
     train.add_argument("--epochs", type=int, metavar="N", help="of the whole run")
     train.add_argument("--limit", type=int, metavar="N", help="training images at most")
     train.add_argument("--batch-size", type=int, metavar="N",
-                       help="images per step, over all processes and parts")  # fmt: skip
+                       help="images per step, over all processes and parts (default: the "
+                       "recipe's, less where an epoch would have fewer than 8 steps)")  # fmt: skip
     train.add_argument("--accumulate", type=int, metavar="N",
                        help="work a batch off in N parts: less memory; BatchNorm then sees a "
                        "part at a time")  # fmt: skip
@@ -68,22 +76,6 @@ def add(command: AddCommand) -> None:
     train.add_argument("--out", required=True, metavar="DIR")
     train.add_argument("--json", metavar="FILE", help="also write the record there")
 
-    evaluate = command(
-        "evaluate", _evaluate, "measure the accuracy of trained weights on a data set",
-        "evitlab evaluate runs/m0 --data cifar10",
-    )  # fmt: skip
-    evaluate.add_argument(
-        "weights",
-        metavar="RUN|FILE|NAME",
-        help="a run's folder, a .safetensors file, or a name in data/checkpoints",
-    )
-    evaluate.add_argument("--data", default=None, metavar="NAME|PATH", help="as in `train`")
-    evaluate.add_argument("--split", default="val", help="default: %(default)s")
-    evaluate.add_argument("--skip-corrupt", action="store_true", help="skip unreadable images")
-    evaluate.add_argument("--batch-size", type=int, default=256, metavar="N")
-    evaluate.add_argument("--device", help="cpu, cuda, mps (default: cpu)", default="cpu")
-    evaluate.add_argument("--json", metavar="FILE", help="also write the record there")
-
 
 def _train(args: argparse.Namespace) -> None:
     import torch
@@ -110,10 +102,15 @@ def _train(args: argparse.Namespace) -> None:
         changes |= {"lr": args.lr, "lr_batch": None}
     recipe = dataclasses.replace(RECIPES[args.recipe], **changes)
     name = args.data or default_dataset_name()
-    train_data = open_dataset(
-        name, "train", img_size=args.img_size, limit=args.limit, on_error=_on_error(args)
+    size, of_size = training_size(
+        name, args.model, img_size=args.img_size, weights=args.weights
     )
-    val_data = open_dataset(name, "val", img_size=args.img_size, on_error=_on_error(args))
+    train_data = open_dataset(
+        name, "train", img_size=size, limit=args.limit, on_error=on_error(args)
+    )
+    val_data = open_dataset(name, "val", img_size=size, on_error=on_error(args))
+    lacking = check_training_classes(train_data, val_data, limited=args.limit is not None)
+    recipe, of_batch = _fitted(recipe, len(train_data), args)
     with cpu_threads(args.threads), torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
         model, said = starting_model(
@@ -126,13 +123,13 @@ def _train(args: argparse.Namespace) -> None:
         )
         print(
             f"{model_name(model)} on {train_data.title}: {len(train_data)} training images"
-            f"{_skipped(train_data)}, {len(val_data)} validation images{_skipped(val_data)}, "
+            f"{skipped(train_data)}, {len(val_data)} validation images{skipped(val_data)}, "
             f"{train_data.num_classes} classes, "
             f"{train_data.img_size[0]}x{train_data.img_size[1]} pixels"
         )
         if teacher is not None:
             said += (_taught(model, teacher, recipe.distillation),)
-        for line in said:
+        for line in filter(None, (of_size, of_batch, *lacking, *said)):
             print(line)
         record = train(
             model,
@@ -149,9 +146,11 @@ def _train(args: argparse.Namespace) -> None:
     if launch_rank() > 0:  # files are written by one process
         return
     _curves(record, Path(args.out))
+    _results(record, model, val_data, Path(args.out))
     print(
         f"finished: top-1 {record.final.top1:.2f} %, top-5 {record.final.top5:.2f} % on "
-        f"{record.final.n} images after {len(record.history)} epochs; see {args.out}"
+        f"{record.final.n} images after {len(record.history)} epochs; see "
+        f"{Path(args.out) / 'results.png'}"
     )
     if args.json:
         record.save(args.json)
@@ -175,6 +174,8 @@ def _teacher(args: argparse.Namespace, changes: dict[str, Any]) -> Any:
         raise FileNotFoundError(
             f"--teacher: {reason}; give the folder of a run, a file, or a name in data/checkpoints"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"--teacher: {str(error).removeprefix('model: ')}") from error
 
 
 def _taught(model: Any, teacher: Any, kind: str) -> str:
@@ -195,35 +196,34 @@ def _curves(record: TrainingRecord, out: Path) -> None:
     save_figure(training_curves([record]), "training_curves", record.to_frame(), out_dir=out)
 
 
-def _evaluate(args: argparse.Namespace) -> None:
-    from evitlab.datasets import default_dataset_name, open_dataset
-    from evitlab.models.zoo import load_model
-    from evitlab.training.evaluation import evaluate
+def _fitted(recipe: Recipe, images: int, args: argparse.Namespace) -> tuple[Recipe, str]:
+    """The recipe for so many images, and in words what was changed; nothing that was asked for."""
+    from evitlab.training.recipe import fit_batch
 
-    model = load_model(args.weights)
-    classes: Any = model.class_names
-    size = model.config.img_size
-    data = open_dataset(
-        args.data or default_dataset_name(), args.split, img_size=size, on_error=_on_error(args)
+    if args.batch_size is not None or args.accumulate is not None:
+        return recipe, ""
+    fitted = fit_batch(recipe, images)
+    if args.lr is not None:
+        fitted = dataclasses.replace(fitted, lr=args.lr)
+    if fitted == recipe:
+        return recipe, ""
+    return fitted, (
+        f"few images: batches of {fitted.batch_size} instead of {recipe.batch_size}, peak rate "
+        f"{fitted.peak_lr:.2g} instead of {recipe.peak_lr:.2g} (--batch-size and --lr change them)"
     )
-    if classes and classes != data.class_names:
-        raise ValueError(
-            f"--data: expected the {len(classes)} classes of the weights "
-            f"({', '.join(classes[:3])}, …), got {data.num_classes} "
-            f"({', '.join(data.class_names[:3])}, …)"
-        )
-    accuracy = evaluate(model, data, batch_size=args.batch_size, device=args.device)
-    print(
-        f"{data.title} ({data.split}), {accuracy.n} images{_skipped(data)}: "
-        f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, loss {accuracy.loss:.3f}"
-    )
-    if args.json:
-        accuracy.save(args.json)
 
 
-def _on_error(args: argparse.Namespace) -> Literal["skip", "raise"]:
-    return "skip" if args.skip_corrupt else "raise"
+def _results(record: TrainingRecord, model: Any, val_data: AnyDataset, out: Path) -> None:
+    """The results page of a finished run; what a finished run has already is not measured again."""
+    from evitlab.figures import results_page
+    from evitlab.figures.style import save_picture
+    from evitlab.records import ClassificationReport
+    from evitlab.training.per_class import classification_report
 
-
-def _skipped(data: AnyDataset) -> str:
-    return f" ({data.skipped} unreadable ones left out)" if data.skipped else ""
+    file = out / "results.json"
+    if file.exists():
+        report = ClassificationReport.load(file)
+    else:
+        report = classification_report(model, val_data)
+        report.save(file)
+    save_picture(results_page(record, report), out / "results")

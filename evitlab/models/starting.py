@@ -7,6 +7,7 @@ the widths it was pruned to. Only image size and classes follow the data.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,8 @@ def _resized(report: LoadReport, card: dict[str, Any] | None, img_size: tuple[in
     """Which tables of positions were interpolated, and between which image sizes."""
     before = card["config"].get("img_size") if card is not None else None
     change = f"from {before[0]}x{before[1]} to " if before is not None else "to "
-    tables = [key for key in report.resized if key.endswith("attention_biases")]
-    kind = "attention-bias table" if tables else "position embedding"
-    places = ", ".join(key.partition(".mixer.")[0] for key in report.resized)
+    kind = "position embedding" if report.resized == ("pos_embed",) else "attention-bias table"
+    places = ", ".join(re.sub(r"(\.mixer\.m)?\.attn\.\w+$", "", key) for key in report.resized)
     plural = "s" if len(report.resized) > 1 else ""
     change += f"{img_size[0]}x{img_size[1]} pixels"
     return f"{len(report.resized)} {kind}{plural} resized {change}: {places}"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from evitlab.models.deploy import DEPLOYED
@@ -72,6 +72,11 @@ def load_weights(
         for name, module in model.named_modules()
         if hasattr(module, "attention_biases") and hasattr(module, "window")
     }
+    relative: dict[str, Any] = {  # Swin's
+        f"{name}.relative_position_bias_table": module.window_size
+        for name, module in model.named_modules()
+        if hasattr(module, "relative_position_bias_table") and hasattr(module, "window_size")
+    }
     target = model.state_dict()
     copies: dict[str, Tensor] = {}
     resized, mismatched = [], []
@@ -81,6 +86,9 @@ def load_weights(
             value = value[:, :, None, None]
         if key in windows and value.shape != shape and value.shape[:1] == shape[:1]:
             value = resize_bias_table(value, windows[key])
+            resized.append(key)
+        if key in relative and value.shape != shape and value.ndim == len(shape) == 2:
+            value = resize_rel_pos_bias_table(value, relative[key], tuple(shape))
             resized.append(key)
         if key == "pos_embed" and value.shape != shape and value.ndim == len(shape) == 3:
             value = _resize_positions(value, model)

@@ -36,6 +36,7 @@ from evitlab.training.launch import restarted
 from evitlab.training.optimizer import (
     all_but_classifier,
     build_optimizer,
+    check_trained,
     frozen,
     set_learning_rate,
     train_mode,
@@ -92,6 +93,7 @@ def train(
     last = out / "checkpoints" / "last.pt"
     with joined(device) as ranks, explained(recipe, train_data.img_size, last):
         _check_fit(model, train_data, val_data, recipe, ranks)
+        check_trained(model, recipe)
         check_teacher(model, recipe, teacher, train_data)
         identity = run_identity(model, train_data, recipe, teacher)
         card = environment_card(

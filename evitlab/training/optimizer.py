@@ -30,10 +30,9 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
     Paper: Section 4.1 (AdamW); layer-wise decay is BEiT's, in timm's form.
     """
+    check_trained(model, recipe)
     with frozen(model, recipe.freeze):
         groups = parameter_groups(model, recipe)
-    if not groups:
-        raise ValueError("model: expected parameters that train, got none with requires_grad")
     device = next(model.parameters()).device
     return torch.optim.AdamW(
         groups,
@@ -50,11 +49,6 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     exempt = set(declared())
     if recipe.layer_decay == 1.0:
         return param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=exempt)
-    if len(set(_layers(model).values())) < 2:
-        raise ValueError(
-            "layer_decay: expected 1.0, as the model does not say what its layers are "
-            f"(`group_matcher`), got {recipe.layer_decay} for a {type(model).__name__}"
-        )
     # timm's other function exempts them by name; this one sees only how many axes they have.
     exempt |= {name for name, _ in model.named_parameters() if name.endswith(".bias")}
     return param_groups_layer_decay(
@@ -63,6 +57,18 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         no_weight_decay_list=exempt,
         layer_decay=recipe.layer_decay,
     )
+
+
+def check_trained(model: nn.Module, recipe: Recipe) -> None:
+    """Raise a ValueError where nothing would train, or the model does not name its layers."""
+    parts = _trained(model, recipe.freeze)
+    if not any(weight.requires_grad for part in parts for weight in part.parameters()):
+        raise ValueError("model: expected parameters that train, got none with requires_grad")
+    if recipe.layer_decay < 1.0 and len(set(_layers(model).values())) < 2:
+        raise ValueError(
+            "layer_decay: expected 1.0, as the model does not say what its layers are "
+            f"(`group_matcher`), got {recipe.layer_decay} for a {type(model).__name__}"
+        )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
