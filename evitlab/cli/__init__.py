@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evitlab.cli import (
     bench,
+    evaluate,
     explore,
     export,
     heads,
@@ -25,8 +26,8 @@ from evitlab.training.failures import LostProcess, is_out_of_memory
 from evitlab.training.launch import Terminated, deaf_to_sigterm, first_to_speak, one_voice
 
 GROUPS = [
-    train.add, export.add, models.add, recipes.add, profile.add, heads.add, explore.add, prune.add,
-    bench.add, study.add, reproduce.add,
+    train.add, evaluate.add, export.add, models.add, recipes.add, profile.add, heads.add,
+    explore.add, prune.add, bench.add, study.add, reproduce.add,
 ]  # fmt: skip
 USER_MISTAKES = (ValueError, OSError, ArithmeticError)  # one line and exit code 2
 

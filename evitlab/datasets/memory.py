@@ -29,7 +29,8 @@ class Dataset:
         class_names: one per class.
         masks: bool [N, H, W], true on the object; None where that is not known.
         skipped: corrupt images that were left out.
-        files: the images' names: paths below the folder or in the tar, else their numbers.
+        files: the images' names: paths below the folder or in the tar, or numbers in their set;
+            empty where nobody gave them names.
         labelled: False for images without class folders, whose labels are all 0.
         crops_on_load: False: training crops are left to `Augment`.
 
@@ -61,10 +62,8 @@ class Dataset:
                 f"{list(self.labels.shape)}"
             )
         check_labels(self.labels, self.num_classes, f"{self.name} ({self.split})")
-        if not self.files:  # frozen: set once, here
-            object.__setattr__(self, "files", tuple(map(str, range(len(self)))))
-        if len(self.files) != len(self):
-            raise ValueError(f"files: expected {len(self)} names, got {len(self.files)}")
+        if self.files and len(self.files) != len(self):
+            raise ValueError(f"files: expected {len(self)} names or none, got {len(self.files)}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,7 +102,7 @@ class Dataset:
             images=self.images[there],
             labels=self.labels[chosen],
             masks=None if self.masks is None else self.masks[there],
-            files=tuple(self.files[index] for index in chosen.tolist()),
+            files=tuple(self.files[index] for index in chosen.tolist() if self.files),
         )
 
     def batches(

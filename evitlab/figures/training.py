@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -36,36 +36,106 @@ def training_curves(records: Sequence[TrainingRecord]) -> Figure:
     with house_style():
         figure = new_figure(9.0, 3.9)
         loss, top1 = figure.subplots(1, 2)
-        loss.set(title="Loss", xlabel="Epoch", ylabel="Cross-entropy (nats)")
+        draw_curves(loss, top1, records)
+        return add_caption(figure, note=_summary(records))
+
+
+def draw_curves(loss: Axes, top1: Axes, records: Sequence[TrainingRecord]) -> None:
+    """The curves of `training_curves` into axes that are there."""
+    loss.set(title="Loss", xlabel="Epoch", ylabel="Cross-entropy (nats)")
+    top1.set(title="Accuracy", xlabel="Epoch", ylabel="Validation top-1 (%)")
+    ends: list[tuple[int, float, str, str]] = []
+    for i, record in enumerate(records):
+        color = PALETTE[i % len(PALETTE)]
+        epochs = [log.epoch for log in record.history]
+        train_loss = [log.train_loss for log in record.history]
+        dashes = {"ls": (0, (4, 2)), "lw": 1.2, "label": "training"}
+        loss.plot(epochs, train_loss, **_curve(color, len(epochs)), **dashes)
+        checked = [log for log in record.history if log.val_top1 is not None]
+        curve = _curve(color, len(checked))
+        with_loss = [log for log in checked if log.val_loss is not None]
+        loss.plot(
+            [log.epoch for log in with_loss],
+            [log.val_loss for log in with_loss],
+            label="validation",
+            **curve,
+        )
+        top1.plot([log.epoch for log in checked], [log.val_top1 for log in checked], **curve)
+        top1.plot(epochs[-1], record.final.top1, marker="o", ms=6, color=color, ls="none")
+        name = f"{record.model}  " if len(records) > 1 else ""
+        ends.append((epochs[-1], record.final.top1, f"{name}{record.final.top1:.1f} %", color))
+    for axes in (loss, top1):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.margins(x=0.05, y=0.1)
+    handles, _ = loss.get_legend_handles_labels()
+    loss.legend(handles=handles[:2], loc="upper right", fontsize=8)
+    _label_ends(top1, ends)
+
+
+def seed_curves(groups: Mapping[str, Sequence[TrainingRecord]]) -> Figure:
+    """Training loss and validation top-1 over the epochs: the mean of the seeds as a line, and as a
+    band around it, from the lowest seed to the highest.
+
+    Args:
+        groups: runs by the name they are shown under; those of one name differ in the seed.
+
+    Raises:
+        ValueError: no group, a group without a run, or one whose runs differ in length.
+    """
+    if not groups:
+        raise ValueError("groups: expected at least one, got none")
+    for name, runs in groups.items():
+        lengths = {len(run.history) for run in runs}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(
+                f"groups: expected runs of one length in {name!r}, got {sorted(lengths)} epochs"
+            )
+    with house_style():
+        figure = new_figure(9.0, 3.9)
+        loss, top1 = figure.subplots(1, 2)
+        loss.set(title="Training loss", xlabel="Epoch", ylabel="Cross-entropy (nats)")
         top1.set(title="Accuracy", xlabel="Epoch", ylabel="Validation top-1 (%)")
         ends: list[tuple[int, float, str, str]] = []
-        for i, record in enumerate(records):
+        for i, (name, runs) in enumerate(groups.items()):
             color = PALETTE[i % len(PALETTE)]
-            epochs = [log.epoch for log in record.history]
-            train_loss = [log.train_loss for log in record.history]
-            dashes = {"ls": (0, (4, 2)), "lw": 1.2, "label": "training"}
-            loss.plot(epochs, train_loss, **_curve(color, len(epochs)), **dashes)
-            checked = [log for log in record.history if log.val_top1 is not None]
-            curve = _curve(color, len(checked))
-            with_loss = [log for log in checked if log.val_loss is not None]
-            loss.plot(
-                [log.epoch for log in with_loss],
-                [log.val_loss for log in with_loss],
-                label="validation",
-                **curve,
+            _band(
+                loss, [[(log.epoch, log.train_loss) for log in run.history] for run in runs], color
             )
-            top1.plot([log.epoch for log in checked], [log.val_top1 for log in checked], **curve)
-            top1.plot(epochs[-1], record.final.top1, marker="o", ms=6, color=color, ls="none")
-            name = f"{record.model}  " if len(records) > 1 else ""
-            ends.append((epochs[-1], record.final.top1, f"{name}{record.final.top1:.1f} %", color))
+            checked = [
+                [(log.epoch, log.val_top1) for log in run.history if log.val_top1 is not None]
+                for run in runs
+            ]
+            _band(top1, checked, color)
+            final = sum(run.final.top1 for run in runs) / len(runs)
+            ends.append((len(runs[0].history), final, f"{name}  {final:.1f} %", color))
         for axes in (loss, top1):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.margins(x=0.05, y=0.1)
-        handles, _ = loss.get_legend_handles_labels()
-        loss.legend(handles=handles[:2], loc="upper right", fontsize=8)
-        add_caption(figure, note=_summary(records))
+        seeds = sorted({len(runs) for runs in groups.values()})
+        said = " or ".join(map(str, seeds)) + f" seed{'s' * (seeds != [1])}"
+        note = f"Line: mean of {said}; band: from the lowest seed to the highest.\n"
+        add_caption(figure, note=note + _summary([run for runs in groups.values() for run in runs]))
         _label_ends(top1, ends)
     return figure
+
+
+def _band(axes: Axes, curves: Sequence[Sequence[tuple[int, float]]], color: str) -> None:
+    """Mean and extremes of the seeds, at the epochs that all of them have."""
+    by_epoch: dict[int, list[float]] = {}
+    for curve in curves:
+        for epoch, value in curve:
+            by_epoch.setdefault(epoch, []).append(value)
+    epochs = sorted(epoch for epoch, values in by_epoch.items() if len(values) == len(curves))
+    values = [by_epoch[epoch] for epoch in epochs]
+    means = [sum(found) / len(found) for found in values]
+    axes.plot(epochs, means, gid="mean", **_curve(color, len(epochs)))
+    low, high = [min(found) for found in values], [max(found) for found in values]
+    if len(curves) == 1:
+        return
+    if len(epochs) == 1:  # a band has no width here
+        axes.plot(epochs * 2, [low[0], high[0]], color=color, lw=4, alpha=0.3, gid="band")
+    else:
+        axes.fill_between(epochs, low, high, color=color, alpha=0.25, lw=0, gid="band")
 
 
 def _label_ends(axes: Axes, ends: list[tuple[int, float, str, str]]) -> None:

@@ -29,7 +29,8 @@ class Predictions:
     """What a classifier says of each image of a data set, in the set's order.
 
     Attributes:
-        files: the images' names, as `Dataset.files`; without those that could not be read.
+        files: the images' names, as `Dataset.files`, else their numbers; without those that could
+            not be read.
         class_names: one per class of the data.
         labels: int64 [N], the true classes; None where the data have none.
         ranked: int64 [N, k], the k likeliest classes, best first; k = 5, or all where fewer.
@@ -167,7 +168,7 @@ def predict(
         data.skip(*ranks.gather(data.skipped_indices))
     labels, ranked, probabilities, losses = _joined(found)
     return Predictions(
-        files=data.files,
+        files=data.files or tuple(map(str, range(len(labels)))),
         class_names=data.class_names,
         labels=labels if data.labelled else None,
         ranked=ranked,

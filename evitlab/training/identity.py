@@ -118,5 +118,6 @@ def check_same_run(found: dict[str, Any], wanted: dict[str, Any], out: Path) -> 
 def remove_earlier_run(out: Path) -> None:
     """Else a run that is stopped early would be continued, or reported, as the one before it."""
     checkpoints = ("checkpoints/last.pt", "checkpoints/best.safetensors")
-    for name in ("record.json", "model.safetensors", "model_ema.safetensors", *checkpoints):
+    results = ("record.json", "results.json", "model.safetensors", "model_ema.safetensors")
+    for name in (*results, *checkpoints):
         (out / name).unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 
@@ -236,3 +236,23 @@ RECIPES = {
         sync_norm=False,  # each of 8 GPUs normalises its 256 images; accumulate=8 does so on one
     ),
 }
+
+_FEWEST_STEPS, _SMALLEST_BATCH = 8, 8
+
+
+def fit_batch(recipe: Recipe, images: int) -> Recipe:
+    """The recipe with a batch small enough for a small data set.
+
+    At most an eighth of the images, as a power of two, and 8 at least, so that an epoch of a few
+    hundred images is not a single step. The learning rate follows with the root of the batch, the
+    rule for Adam (Malladi et al., NeurIPS 2022); where a recipe has an `lr_batch`, by that.
+
+    Args:
+        recipe: comes back as it is where its batch is small enough.
+        images: of the training set.
+    """
+    batch = 2 ** (max(images // _FEWEST_STEPS, _SMALLEST_BATCH).bit_length() - 1)
+    if batch >= recipe.batch_size:
+        return recipe
+    scale = 1.0 if recipe.lr_batch else math.sqrt(batch / recipe.batch_size)
+    return replace(recipe, batch_size=batch, lr=recipe.lr * scale)
