@@ -14,7 +14,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ def changes_of(variant: str, model: str) -> dict[str, Any]:
 
 def _width(model: str, config: EfficientViTConfig, changes: Changes) -> dict[str, Any]:
     """The `embed_dim` that brings the multiply-accumulates back, {} where they hardly change."""
-    target = _macs(model)
-    if abs(math.log(_macs(model, **changes) / target)) <= _TOLERANCE:
+    target, excess = _macs(model), _macs(model, **changes) / _macs(model)
+    if abs(math.log(excess)) <= _TOLERANCE:
         return {}
     unit = 2 * math.lcm(*config.num_heads)  # channels that all heads can share, and an even number
 
@@ -74,11 +74,13 @@ def _width(model: str, config: EfficientViTConfig, changes: Changes) -> dict[str
     def macs(percent: int) -> int:
         return _macs(model, **{**changes, "embed_dim": embed_dim(percent)})
 
-    above = bisect_left(range(200), target, lo=50, key=macs)
+    guess = round(100 / math.sqrt(excess))  # they grow with about the square of the width
+    above = bisect_left(range(200), target, lo=guess - 8, hi=guess + 8, key=macs)
     closest = min((above - 1, above), key=lambda percent: abs(math.log(macs(percent) / target)))
     return {"embed_dim": embed_dim(closest)}
 
 
+@cache
 def _macs(model: str, **changes: Any) -> int:
     return count_macs(create_model(model, img_size=native_img_size(model), **changes))
 
