@@ -30,6 +30,7 @@ from evitlab.records import (
     Accuracy,
     AttributionPicture,
     ChannelImportance,
+    ClassificationReport,
     DeployRatios,
     FaithfulnessCurves,
     HeadSimilarity,
@@ -43,10 +44,13 @@ from evitlab.records import (
     TrainingRecord,
     environment_card,
 )
-from evitlab.studies import StudyReport, load_study, run_study
+from evitlab.studies import StudyReport, load_study, run_study, study_frame
 from evitlab.training.augment import Augment
 from evitlab.training.checkpoint import save_weights
+from evitlab.training.evaluation import Predictions, predict
 from evitlab.training.loop import evaluate, train
+from evitlab.training.per_class import classification_report
+from evitlab.training.planned_cost import planned_cost
 from evitlab.training.protocol import compare_recipe
 from evitlab.training.recipe import RECIPES, Recipe
 
@@ -63,6 +67,7 @@ __all__ = [
     "AttributionPicture",
     "Augment",
     "ChannelImportance",
+    "ClassificationReport",
     "Dataset",
     "DeployRatios",
     "FaithfulnessCurves",
@@ -70,6 +75,7 @@ __all__ = [
     "HeadSimilarity",
     "LoadReport",
     "OperatorProfile",
+    "Predictions",
     "PruneResult",
     "PruningRecord",
     "QuantizationRecord",
@@ -87,6 +93,7 @@ __all__ = [
     "attribute",
     "capture_attention",
     "channel_importance",
+    "classification_report",
     "compare_recipe",
     "completeness_error",
     "conclude",
@@ -113,12 +120,15 @@ __all__ = [
     "paper",
     "photograph",
     "picture_attributions",
+    "predict",
+    "planned_cost",
     "profile_operators",
     "prune",
     "prune_and_recover",
     "reproduce",
     "run_study",
     "save_weights",
+    "study_frame",
     "trace_block",
     "train",
 ]

@@ -20,7 +20,7 @@ OWN = {
 }  # fmt: skip
 DEVIATIONS = {
     "epochs_trained", "lr_updates", "clip_parameters", "interpolation", "rand_augment_order",
-    "mixup_mode", "amp", "eval_amp", "batch_norm_images",
+    "mixup_mode", "amp", "eval_amp",
 }  # fmt: skip
 
 
@@ -102,6 +102,7 @@ def test_the_published_numbers_agree_with_one_another() -> None:
         ({"weight_decay": 0.0}, "weight_decay", 0.0),
         ({"distillation": "hard"}, "distillation", "hard"),
         ({"crop": "pad"}, "crop_scale", "pad"),
+        ({"sync_norm": True}, "batch_norm_images", 2048),
     ],
 )
 def test_a_changed_recipe_is_told_apart(
@@ -115,6 +116,7 @@ def test_a_changed_recipe_is_told_apart(
 def test_what_the_code_does_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = RECIPES["imagenet"]
     assert protocol._clipped(dataclasses.replace(ours, clip="norm")) == "all"
+    assert protocol._normalised(dataclasses.replace(ours, accumulate=4)) == 64
     assert protocol._schedule(ours) == "cosine"
     monkeypatch.setattr(Recipe, "learning_rate", lambda self, epoch: self.min_lr)
     assert protocol._schedule(ours) == "other"

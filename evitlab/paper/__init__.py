@@ -1,5 +1,6 @@
 """The published numbers the project holds its own beside, each with where it comes from."""
 
+from evitlab.paper.ablations import fig7, table6
 from evitlab.paper.published import (
     PROVENANCES,
     PublishedNumber,
@@ -17,19 +18,23 @@ from evitlab.paper.speed import (
     speed_ratios,
     timm_top1,
 )
+from evitlab.paper.transfer import transfer
 
 __all__ = [
     "MODELS",
     "PROVENANCES",
     "PublishedNumber",
     "architecture",
+    "fig7",
     "load",
     "measured_speed_accuracy",
     "number",
     "recipe",
     "speed_accuracy",
     "speed_ratios",
+    "table6",
     "tables",
     "timm_top1",
+    "transfer",
     "wide",
 ]

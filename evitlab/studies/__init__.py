@@ -19,8 +19,9 @@ from evitlab.studies import (
 )
 from evitlab.studies.base import SCALES, Conditions, Study
 from evitlab.studies.scheduler import StudyReport, carry_out, finished_records
+from evitlab.studies.summaries import study_frame
 
-__all__ = ["STUDIES", "Study", "StudyReport", "load_study", "run_study"]
+__all__ = ["STUDIES", "Study", "StudyReport", "load_study", "run_study", "study_frame"]
 
 STUDIES = {
     module.STUDY.name: module.STUDY

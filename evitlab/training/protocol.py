@@ -78,7 +78,7 @@ _SETTINGS: dict[str, Callable[[Recipe], Any]] = {
     "ema_evaluated": lambda r: False,  # the record's accuracy is of the raw weights
     "amp": lambda r: {"float32": False, "bfloat16": True}.get(r.precision, "bfloat16 on a GPU"),
     "eval_amp": lambda r: False,
-    "batch_norm_images": lambda r: r.batch_size,
+    "batch_norm_images": lambda r: _normalised(r),
     "drop_path": lambda r: max(config.drop_path_rate for config in VARIANTS.values()),
     "distillation": lambda r: None if r.distillation == "none" else r.distillation,
     "distillation_alpha": lambda r: r.distillation_alpha,
@@ -100,8 +100,8 @@ _WHY = {
     "not the batch reversed; cutmix boxes lie inside the image",
     "amp": "bfloat16 needs no loss scaling; `precision` float32 is the official code's",
     "eval_amp": "an accuracy should not depend on the device",
-    "batch_norm_images": "the official BatchNorms see the images of one GPU, ours the whole batch, "
-    "in the parts it is computed in",
+    "batch_norm_images": "the official BatchNorms see the images of one GPU (`sync_norm` False on "
+    "8 GPUs); ours the whole batch, so that any number of GPUs trains alike",
 }
 _BUDGET = "few images and an hour; `--epochs 300` is the authors' length"
 _FEW_EPOCHS = "few epochs underfit with strong augmentation"
@@ -232,6 +232,12 @@ def _clipped(recipe: Recipe) -> str:
     count = len(list(_small_model().parameters()))
     clipped = len(all_but_classifier(_small_model())) if recipe.clip == "agc" else count
     return "all" if clipped == count else "all but the classifier's"
+
+
+def _normalised(recipe: Recipe) -> int:
+    """Images that a BatchNorm sees at once, on as many GPUs as the authors had."""
+    images = recipe.batch_size // recipe.accumulate
+    return images if recipe.sync_norm else images // int(paper.recipe("imagenet")["gpus"])
 
 
 def _randaugment(recipe: Recipe) -> str | None:
