@@ -53,6 +53,7 @@ from evitlab.records import (
     ThroughputSweep,
 )
 from evitlab.training.checkpoint import load_checkpoint
+from evitlab.training.recipe import fit_batch
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
@@ -89,7 +90,8 @@ def test_train_leaves_weights_record_checkpoints_and_curves(run: Path, folder: P
     curves = {f"training_curves.{suffix}" for suffix in ("png", "svg", "csv")}
     checkpoints = {"checkpoints/last.pt", "checkpoints/best.safetensors"}
     asked = {"model.safetensors", "record.json", "recipe.json", "copy.json"}
-    assert names == asked | curves | checkpoints
+    results = {"results.json", "results.png", "results.svg"}
+    assert names == asked | curves | results | checkpoints
     record = TrainingRecord.load(run / "record.json")
     assert TrainingRecord.load(run / "copy.json") == record
     assert record.model == "efficientvit_m0_p4"  # keeps 8 x 8 tokens on 32 pixels
@@ -388,7 +390,7 @@ def test_options_change_the_recipe_and_nothing_else(
     assert (begun[0].recipe.total_epochs, begun[0].recipe.peak_lr) == (1, 0.5)
     assert begun[0].scale == "lab"
     main(["train", "efficientvit_m0", "--data", str(folder), "--out", str(tmp_path)])
-    assert begun[1].recipe == RECIPES["cifar"]
+    assert begun[1].recipe == fit_batch(RECIPES["cifar"], 102)
     assert begun[1].images == 102
 
 
@@ -561,7 +563,8 @@ MISTAKES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     ),
     "other classes": (
         lambda at: ["evaluate", at.other_classes(), "--data", str(at.folder)],
-        r"--data: expected the 2 classes of the weights \(cat, dog, …\), got 3 \(disk, square",
+        r"data: expected only the 2 classes of the weights \(cat, dog\), got 3 of other names "
+        r"\(disk, square, triangle\)",
     ),
     "evaluate at batch size 0": (
         lambda at: ["evaluate", str(at.run), "--data", str(at.folder), "--batch-size", "0"],

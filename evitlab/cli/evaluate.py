@@ -59,7 +59,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     predictions = predict(model, data, batch_size=args.batch_size, device=args.device)
     where = f"{data.title} ({data.split}), {len(predictions)} images{skipped(data)}"
     if args.predictions:
-        table = predictions.to_frame().to_csv(index=False, lineterminator="\n")
+        table = predictions.to_frame().to_csv(
+            index=False, lineterminator="\n", float_format="%.6f"
+        )
         write_atomically(args.predictions, table)
     if not data.labelled:
         print(f"{where}: no class folders, so no accuracy; predictions in {args.predictions}")

@@ -47,7 +47,7 @@ def confusion_matrix(report: ClassificationReport) -> Figure:
         size = 2.6 + _CELL * _columns(report)
         figure = new_figure(max(size, 4.6), max(size, 3.6))
         draw_confusion(figure.subplots(), report, cell=_CELL)
-        return _captioned(figure, _measured(report))
+        return _captioned(figure, report)
 
 
 def class_accuracy(report: ClassificationReport) -> Figure:
@@ -55,7 +55,7 @@ def class_accuracy(report: ClassificationReport) -> Figure:
     with house_style():
         figure = new_figure(6.4, 1.4 + _BAR * max(len(_ranked(report)), _FEWEST_ROWS))
         draw_class_accuracy(figure.subplots(), report)
-        return _captioned(figure, _measured(report))
+        return _captioned(figure, report)
 
 
 def results_page(record: TrainingRecord, report: ClassificationReport) -> Figure:
@@ -80,7 +80,7 @@ def results_page(record: TrainingRecord, report: ClassificationReport) -> Figure
         draw_confusion(matrix, report, cell=cell)
         height, width = record.img_size
         trained = f"{height}×{width} px · {record.train_images:,} training images"
-        return _captioned(figure, f"{trained} · {_measured(report)}")
+        return _captioned(figure, report, trained)
 
 
 def draw_confusion(axes: Axes, report: ClassificationReport, *, cell: float) -> None:
@@ -204,15 +204,16 @@ def _short(name: str) -> str:
 
 
 def _measured(report: ClassificationReport) -> str:
-    """What was measured, and where."""
+    """On what it was measured, and where."""
     card = environment_line(report.environment).removeprefix(f"{report.dataset} · ")
     return (
-        f"{report.model} · {report.dataset} ({report.split}), {report.n:,} images, top-1 "
+        f"{report.dataset} ({report.split}), {report.n:,} images, top-1 "
         f"{report.accuracy.top1:.1f} % · {card}"
     )
 
 
-def _captioned(figure: Figure, text: str) -> Figure:
+def _captioned(figure: Figure, report: ClassificationReport, *trained: str) -> Figure:
     """With a caption that breaks where the figure ends."""
     columns = int(figure.get_figwidth() / _CAPTION_LETTER)
+    text = " · ".join((report.model, *trained, _measured(report)))
     return add_caption(figure, note=textwrap.fill(text, columns))

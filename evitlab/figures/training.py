@@ -68,7 +68,7 @@ def draw_curves(loss: Axes, top1: Axes, records: Sequence[TrainingRecord]) -> No
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.margins(x=0.05, y=0.1)
     handles, _ = loss.get_legend_handles_labels()
-    loss.legend(handles=handles[:2], loc="upper right", fontsize=8)
+    loss.legend(handles=handles[:2], loc="best", fontsize=8)
     _label_ends(top1, ends)
 
 
