@@ -100,11 +100,14 @@ class CascadedGroupAttention(nn.Module):
         bias = bias.view(self.num_heads, H * W, H * W)
         splits = x.split(self.split_dim, 1) * (1 if self.split_dim < x.shape[1] else self.num_heads)
         outputs: list[Tensor] = []
+        widths = [self.key_dim, self.key_dim, self.value_dim]
         for head, (qkv, dw) in enumerate(zip(self.qkvs, self.dws, strict=True)):
             feature = splits[head]
             if self.cascade and head > 0:
                 feature = feature + _fit_channels(outputs[-1], self.split_dim)
-            q, k, v = qkv(feature).split([self.key_dim, self.key_dim, self.value_dim], dim=1)
+            # Split with the channels last: so are then the gradients that are joined here.
+            qkv_split = qkv(feature).permute(0, 2, 3, 1).split(widths, dim=-1)
+            q, k, v = (part.permute(0, 3, 1, 2) for part in qkv_split)
             if padding is not None:  # a padded query must not reach real ones through its kernel
                 q = _fill_windows(q, padding.view(-1, 1, H, W), 0.0)
             q, k, v = dw(q).flatten(2), k.flatten(2), v.flatten(2)  # [B, d, N]
@@ -363,7 +366,8 @@ class EfficientViT(nn.Module):
         return self.stages(self.patch_embed(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
-        x = x.mean((2, 3))
+        # Pooled with the channels last: so are then the gradients of the whole last stage.
+        x = x.permute(0, 2, 3, 1).mean((1, 2))
         if pre_logits or not self.config.distilled:
             return x if pre_logits else self.head(x)
         logits, distilled = self.head(x), self.head_dist(x)
