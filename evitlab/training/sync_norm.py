@@ -105,10 +105,14 @@ def _joint_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [C], biased variance [C] and n [] of x [B, C, …] over all processes.
 
     Each sends its own mean and variance; they are put together by Chan's formula, since sums of
-    squares would lose digits where the mean is far from zero.
+    squares would lose digits where the mean is far from zero. All in double precision, as torch
+    adds up on a CPU: in single precision some gradients lose four digits.
     """
-    variance, mean = torch.var_mean(x.float(), _all_but_channels(x), correction=0)
-    own = torch.cat([mean, variance, mean.new_tensor([x[:, 0].numel()])])
+    positions = x[:, 0].numel()
+    mean = x.sum(_all_but_channels(x), dtype=torch.float64) / positions
+    centred = _centred(x, mean)
+    variance = centred.square_().sum(_all_but_channels(x), dtype=torch.float64) / positions
+    own = torch.cat([mean, variance, mean.new_tensor([positions])])
     rows = own.new_zeros(dist.get_world_size(), len(own))
     rows[dist.get_rank()] = own
     dist.all_reduce(rows)  # [W, 2C + 1]
@@ -132,29 +136,47 @@ class _Normalize(torch.autograd.Function):
         mean: Tensor, scale: Tensor, count: Tensor,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight, mean, scale, count)
-        # BatchNorm's evaluation: one fused affine map. 1 / scale² - 0 stands for variance + eps.
-        return F.batch_norm(x, mean, scale.square().reciprocal(), weight, bias, eps=0.0)
+        # BatchNorm's evaluation: one fused affine map. 1 / scale² is variance + eps.
+        narrow = _wide(x[:0]).dtype
+        variance = scale.square().reciprocal().to(narrow)
+        return F.batch_norm(x, mean.to(narrow), variance, weight, bias, eps=0.0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, count = ctx.saved_tensors
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        centred = x.float() - mean.view(shape)
-        slope = gradient.float()
+        centred, slope = _centred(x, mean), _wide(gradient)
         sums = torch.stack(
-            [slope.sum(_all_but_channels(x)), (slope * centred).sum(_all_but_channels(x))]
+            [
+                grad.sum(_all_but_channels(x), dtype=torch.float64)
+                for grad in (slope, slope * centred)
+            ]
         )  # [2, C]
         of_bias, of_weight = sums[0], sums[1] * scale
         joint = sums.clone()
         dist.all_reduce(joint)
         joint /= count
         # d x = weight * scale * (g - mean(g) - centred * scale² * mean(g * centred))
-        slope = slope - joint[0].view(shape)
-        slope -= centred.mul_((joint[1] * scale.square()).view(shape))
-        slope *= (scale if weight is None else weight * scale).view(shape)
-        affine = (None, None) if weight is None else (of_weight, of_bias)
+        lean = (joint[1] * scale.square()).to(slope.dtype)
+        slope = slope - joint[0].to(slope.dtype).view(shape)
+        slope -= centred.mul_(lean.view(shape))
+        slope *= (scale if weight is None else weight * scale).to(slope.dtype).view(shape)
+        if weight is None:
+            return slope.to(x.dtype), None, None, None, None, None
+        affine = of_weight.to(weight.dtype), of_bias.to(weight.dtype)
         return slope.to(x.dtype), *affine, None, None, None
+
+
+def _centred(x: Tensor, mean: Tensor) -> Tensor:
+    """x - mean, a new tensor like x in memory."""
+    wide = _wide(x)
+    return wide - mean.to(wide.dtype).view(1, -1, *[1] * (x.ndim - 2))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In single precision at least: what statistics are computed in."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _all_but_channels(x: Tensor) -> tuple[int, ...]:
