@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 
 from evitlab.models.deploy import DEPLOYED
@@ -88,7 +88,7 @@ def load_weights(
             value = resize_bias_table(value, windows[key])
             resized.append(key)
         if key in relative and value.shape != shape and value.ndim == len(shape) == 2:
-            value = resize_rel_pos_bias_table(value, relative[key], tuple(shape))
+            value = resize_rel_pos_bias_table_simple(value, relative[key], tuple(shape))
             resized.append(key)
         if key == "pos_embed" and value.shape != shape and value.ndim == len(shape) == 3:
             value = _resize_positions(value, model)
