@@ -35,6 +35,8 @@ ABLATIONS = (
     {"token_interaction": False, "ffns": (0, 1)},
     {"key_dim": (4, 8, 16)},
     {"num_classes": 0},
+    {"distilled": True},
+    {"distilled": True, "num_classes": 0},
     {"in_chans": 1},
     {"window_size": (14, 14, 14)},  # too many tokens for a matrix per channel
 )
