@@ -7,7 +7,7 @@ Shape legend: B images of a global batch, W processes, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -60,9 +60,10 @@ class Batches:
         *,
         ranks: Ranks,
         device: torch.device,
+        on_phase: Callable[[str], None],
     ) -> None:
         self.data, self.recipe, self.augment = data, recipe, augment
-        self.ranks, self.device = ranks, device
+        self.ranks, self.device, self.on_phase = ranks, device, on_phase
         self.steps = max(1, len(data) // recipe.batch_size)
         self.size = min(recipe.batch_size, len(data))
         self.streams = isinstance(data, StreamingDataset) and ranks.size > 1
@@ -82,6 +83,7 @@ class Batches:
             places = (torch.arange(self.steps)[:, None] * size + own).flatten()
             order, size, options = order[places], len(own), {"places": places}
         step = -1
+        self.on_phase("data")
         for step, (pixels, labels) in enumerate(
             self.data.batches(
                 order,
@@ -93,8 +95,10 @@ class Batches:
             )
         ):
             seed = step_seed(self.recipe, epoch, step, rank=self.ranks.rank if self.streams else 0)
+            self.on_phase("augmentation")
             batch = self.augment(pixels, labels, torch.Generator().manual_seed(seed))
             yield self._shared(*batch)
+            self.on_phase("data")
         if self.streams and step + 1 < self.steps:  # the others would wait for this one
             raise ValueError(
                 f"train_data: no image of a step's {size} can be read, in process "

@@ -10,13 +10,13 @@ import dataclasses
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -31,12 +31,14 @@ from evitlab.training.distillation import Objective, check_teacher
 from evitlab.training.distributed import Ranks, gradients_stay, joined, own_device
 from evitlab.training.evaluation import check_labels, checked_device, evaluate
 from evitlab.training.failures import NonFiniteLoss, explained, last_good
+from evitlab.training.heap import freed_memory_kept
 from evitlab.training.identity import RECORDED, begin_run, earlier_run, run_identity
 from evitlab.training.launch import restarted
 from evitlab.training.optimizer import (
     all_but_classifier,
     build_optimizer,
     check_trained,
+    clip_adaptively,
     frozen,
     set_learning_rate,
     train_mode,
@@ -57,6 +59,7 @@ def train(
     command: str = "",
     scale: str | None = None,
     teacher: nn.Module | None = None,
+    on_phase: Callable[[str], None] | None = None,
 ) -> TrainingRecord:
     """Train a classifier; leaves weights, checkpoints and the record in `out_dir`.
 
@@ -75,6 +78,8 @@ def train(
         teacher: a trained classifier of the same classes, where the recipe distils; moved to
             `device` and put in evaluation mode. It sees the augmented images with its own
             normalisation and size.
+        on_phase: called with each phase of a step as it begins: "data", "augmentation",
+            "forward", "backward", "optimizer"; to measure them.
 
     Raises:
         ValueError: data, model and teacher do not fit, no such device or scale, or `out_dir`
@@ -127,6 +132,7 @@ def train(
                 out=out,
                 ranks=ranks,
                 device=device,
+                on_phase=on_phase or _unwatched,
             )
         record = TrainingRecord(
             **{name: identity[name] for name in RECORDED},
@@ -157,6 +163,7 @@ def _run_epochs(
     out: Path,
     ranks: Ranks,
     device: torch.device,
+    on_phase: Callable[[str], None],
 ) -> tuple[list[EpochLog], Accuracy]:
     """From `state`, or from the start, to the end; gives the history and the final accuracy."""
     names, last = train_data.class_names, out / "checkpoints" / "last.pt"
@@ -176,7 +183,7 @@ def _run_epochs(
     if isinstance(train_data, StreamingDataset):  # it crops while it decodes
         train_data = dataclasses.replace(train_data, crop_scale=recipe.crop_scale)
     train_data, val_data = resident(train_data, device), resident(val_data, device)
-    batches = Batches(train_data, recipe, augment, ranks=ranks, device=device)
+    batches = Batches(train_data, recipe, augment, ranks=ranks, device=device, on_phase=on_phase)
     history: list[EpochLog] = []
     accuracy: Accuracy | None = None
     if state:
@@ -197,9 +204,10 @@ def _run_epochs(
         disable=not ranks.main,
     )
     norms = synchronized_norms(model) if synced else nullcontext()
+    memory = freed_memory_kept() if device.type == "cpu" else nullcontext()
     # Other GPUs than the one in use are left out: there may be many, and torch warns of the time.
     own = [device] if device.type == "cuda" else []
-    with bar, norms, torch.random.fork_rng(own):
+    with bar, norms, memory, torch.random.fork_rng(own):
         for epoch in range(len(history) + 1, recipe.total_epochs + 1):
             train_mode(model, recipe.freeze)
             total_loss = torch.zeros((), device=device)
@@ -212,12 +220,15 @@ def _run_epochs(
                 torch.manual_seed(step_seed(recipe, epoch, step, rank=ranks.rank))
                 for number, (inputs, targets, share) in enumerate(parts, start=1):
                     with gradients_stay(step_model, number < len(parts)):
+                        on_phase("forward")
                         with _autocast(device, recipe.precision):
                             loss = share * objective(step_model(inputs), inputs, targets)
+                        on_phase("backward")
                         loss.backward()
                     total_loss += loss.detach()
+                on_phase("optimizer")
                 if recipe.clip == "agc":
-                    adaptive_clip_grad(clipped, recipe.clip_grad)
+                    clip_adaptively(clipped, recipe.clip_grad)
                 elif recipe.clip == "norm":
                     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
                 optimizer.step()
@@ -281,6 +292,10 @@ def _check_fit(
             f"val_data: expected the training data's {train_data.num_classes} classes, got "
             f"{val_data.num_classes} ({', '.join(val_data.class_names[:3])}, …)"
         )
+
+
+def _unwatched(phase: str) -> None:
+    pass
 
 
 def _is_finite(model: nn.Module) -> bool:
