@@ -57,8 +57,8 @@ from evitlab.training.recipe import fit_batch
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
-    "train", "evaluate", "export", "models", "profile", "heads", "explore", "prune", "bench",
-    "study", "reproduce",
+    "train", "evaluate", "export", "models", "recipes", "profile", "heads", "explore", "prune",
+    "bench", "study", "reproduce",
 )  # fmt: skip
 
 
@@ -529,8 +529,20 @@ MISTAKES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
         r"code\.pth: needs code to be unpickled \(\w+\.mkdir\), which is refused",
     ),
     "weights of another model": (
-        lambda at: at.train("--weights", at.other_classes()),
-        r"source: does not fit the model: .* is \[.*\], expected \[",
+        lambda at: at.train("--weights", "deit_t_125x_cifar10"),
+        r"weights: expected those of efficientvit_m0\S*, got deit_t_p4 in deit_t_125x_cifar10",
+    ),
+    "distillation without a teacher": (
+        lambda at: at.train("--distillation", "soft"),
+        "--distillation: expected a --teacher beside it",
+    ),
+    "a teacher of other classes": (
+        lambda at: at.train("--teacher", at.other_classes()),
+        "teacher: expected the model's 3 classes .*, got 2 of efficientvit_m0_p4",
+    ),
+    "a teacher without weights": (
+        lambda at: at.train("--teacher", "resnet18"),
+        "--teacher: .*resnet18 is not in the local cache .*give the folder of a run",
     ),
     "no weights": (
         lambda at: ["evaluate", str(at.tmp / "nothing"), "--data", "embedded"],
