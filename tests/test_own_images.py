@@ -34,7 +34,13 @@ from evitlab import (
 )
 from evitlab.cli import main
 from evitlab.cli.data import training_size
-from evitlab.datasets import common_img_size, holds_photographs, match_classes, without_images
+from evitlab.datasets import (
+    StreamingDataset,
+    common_img_size,
+    holds_photographs,
+    match_classes,
+    without_images,
+)
 from evitlab.figures import class_accuracy, confusion_matrix, results_page
 from evitlab.training.per_class import report_of
 from evitlab.training.recipe import fit_batch
@@ -168,8 +174,8 @@ def test_predictions_leave_out_what_cannot_be_read(tmp_path: Path) -> None:
     broken.write_bytes(b"broken")
     for streaming in (False, True):
         data = open_dataset(tmp_path, "all", img_size=4, streaming=streaming, on_error="skip")
-        if streaming:
-            data = dataclasses.replace(data, num_workers=0)  # type: ignore[call-arg]
+        if isinstance(data, StreamingDataset):
+            data = dataclasses.replace(data, num_workers=0)
         found = predict(ByRed(256), data, batch_size=2)
         assert len(found) == len(found.files) == 5
         assert found.files[0] == "val/disk/3.png" and broken.name not in found.files
@@ -209,8 +215,7 @@ def test_streams_are_matched_as_well(tmp_path: Path) -> None:
     write_folder(tmp_path, {"val": shapes(6, "val")})
     data = open_dataset(tmp_path, "val", img_size=4, streaming=True)
     matched = match_classes(data, ("triangle", "square", "disk"))
-    assert matched.labels.tolist() == [2, 2, 1, 1, 0, 0]
-    assert dataclasses.replace(matched, num_workers=0)[0][1] == 2  # type: ignore[call-arg]
+    assert matched.labels.tolist() == [2, 2, 1, 1, 0, 0] and matched[0][1] == 2
 
 
 def test_the_only_image_of_a_class_is_trained_on(tmp_path: Path) -> None:
@@ -480,7 +485,7 @@ def texts(axes: Any) -> list[str]:
 def test_the_matrix_writes_counts_and_colours_shares() -> None:
     (axes,) = confusion_matrix(report([[3, 1], [0, 8]], ("cat", "$5 and $10"))).axes
     assert texts(axes) == ["3", "1", "8"]
-    assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0, 1]]
+    assert np.array(axes.images[0].get_array()).tolist() == [[0.75, 0.25], [0, 1]]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["cat", "$5 and $10"]
     assert not any(label.get_parse_math() for label in axes.get_yticklabels())
@@ -494,7 +499,7 @@ def test_of_many_classes_the_most_confused_are_shown() -> None:
     assert len(names) <= 20 and names == sorted(names, key=lambda name: int(name.split()[1]))
     assert {f"class {k}" for k in (3, 7, 20, 21, 29)} <= set(names)
     assert axes.get_xticklabels()[-1].get_text() == "all others"
-    shares = axes.images[0].get_array()
+    shares = np.array(axes.images[0].get_array())
     assert shares.sum(1).tolist() == pytest.approx([1] * len(names))
     assert axes.get_title(loc="left") == f"Most confused {len(names)} of 30 classes"
 
@@ -502,7 +507,8 @@ def test_of_many_classes_the_most_confused_are_shown() -> None:
 def test_classes_are_ranked_from_the_worst() -> None:
     made = report([[1, 3, 0], [0, 4, 0], [0, 0, 0]], NAMES)
     (axes,) = class_accuracy(made).axes
-    assert [bar.get_width() for bar in axes.patches] == [25, 100]
+    bars: list[Any] = list(axes.patches)
+    assert [bar.get_width() for bar in bars] == [25, 100]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(NAMES)
     assert texts(axes) == ["25 % of 4", "100 % of 4", "no images", "all: 62.5 %"]
 

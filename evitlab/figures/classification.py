@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -73,8 +74,10 @@ def results_page(record: TrainingRecord, report: ClassificationReport) -> Figure
         rows = max(len(_ranked(report)), _FEWEST_ROWS)
         below = max(1.6 + _BAR * rows, 2.4 + cell * _columns(report))
         figure = new_figure(10.0, 3.5 + below)
-        curves, classes = figure.subfigures(2, 1, height_ratios=(3.1, below))
-        draw_curves(*curves.subplots(1, 2), [record])
+        parts: Any = figure.subfigures(2, 1, height_ratios=(3.1, below))
+        curves, classes = parts
+        loss, top1 = curves.subplots(1, 2)
+        draw_curves(loss, top1, [record])
         bars, matrix = classes.subplots(1, 2, width_ratios=(1, 1.35))
         draw_class_accuracy(bars, report)
         draw_confusion(matrix, report, cell=cell)
@@ -150,13 +153,12 @@ def draw_class_accuracy(axes: Axes, report: ClassificationReport) -> None:
 
 def _ranked(report: ClassificationReport) -> list[ClassResult | None]:
     """The classes to show, worst first; None stands for those left out between."""
-    ranked: list[ClassResult | None] = sorted(
-        report.classes,
-        key=lambda row: (row.accuracy is None, row.accuracy or 0, row.name),
-    )  # type: ignore[assignment]
+    ranked = sorted(
+        report.classes, key=lambda row: (row.accuracy is None, row.accuracy or 0, row.name)
+    )
     if len(ranked) <= _SHOWN:
-        return ranked
-    known = [row for row in ranked if row is not None and row.accuracy is not None]
+        return [*ranked]
+    known = [row for row in ranked if row.accuracy is not None]
     if len(known) <= _SHOWN:
         return [*known, None]
     return [*known[: _SHOWN // 2], None, *known[-_SHOWN // 2 :]]
