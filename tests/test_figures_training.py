@@ -368,12 +368,18 @@ def test_planned_cost_by_hand() -> None:
 
 
 def test_a_gpu_that_was_not_measured_has_the_command_that_does() -> None:
-    gpu = planned_cost().query("machine == 'one H200'")
+    gpu = planned_cost([]).query("machine == 'one H200'")
     assert len(gpu) == 6 and gpu["hours"].isna().all()
     assert gpu["how"].str.startswith("evitlab bench --train").all()
     measured = planned_cost([speeds("cuda (NVIDIA H200)", efficientvit_m5=10.0)])
     assert "one H200" not in set(measured["machine"])
     assert measured.query("machine == 'cuda (NVIDIA H200)'")["hours"].notna().all()
+
+
+def test_what_is_recorded_is_what_counts() -> None:
+    here = planned_cost().query("how == 'measured'")
+    assert list(here["model"]) == [f"EfficientViT-M{i}" for i in range(6)]
+    assert here["hours"].is_monotonic_increasing  # the larger the slower
 
 
 def test_a_record_without_training_steps_is_refused() -> None:

@@ -35,7 +35,8 @@ def test_there_are_notebooks() -> None:
     names = [path.stem for path in NOTEBOOKS]
     expected = (
         "00_tour 01_memory_access 02_attention_share 03_head_similarity 04_channel_importance "
-        "05_building_block 06_train_the_family 07_speed_and_accuracy 10_attention_explorer"
+        "05_building_block 06_train_the_family 07_speed_and_accuracy 08_transfer "
+        "10_attention_explorer"
     )
     assert set(expected.split()) <= set(names)
     assert all(re.fullmatch(r"\d\d_[a-z_]+", name) for name in names)

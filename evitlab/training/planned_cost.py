@@ -8,13 +8,14 @@ import pandas as pd
 
 from evitlab import paper
 from evitlab.records import SpeedRecord
+from evitlab.resources import data_dir
 
 IMAGENET_IMAGES = 1_281_167  # training images of ImageNet-1k
 GPU = "one H200"
 COMMAND = "evitlab bench --train --device cuda"  # what fills the GPU's cells
 
 
-def planned_cost(measured: Sequence[SpeedRecord] = ()) -> pd.DataFrame:
+def planned_cost(measured: Sequence[SpeedRecord] | None = None) -> pd.DataFrame:
     """Images, steps and hours of the paper's training, one row per member and machine.
 
     Columns: model, macs_m, images, steps, machine, how, img_per_s (images per second, NaN where it
@@ -25,7 +26,8 @@ def planned_cost(measured: Sequence[SpeedRecord] = ()) -> pd.DataFrame:
     well each does. The truth should lie between.
 
     Args:
-        measured: training steps at 224 pixels; of each model the largest batch counts.
+        measured: training steps at 224 pixels; of each model the largest batch counts. None takes
+            what is recorded in data/results.
 
     Raises:
         ValueError: a record without training steps of the family.
@@ -34,6 +36,8 @@ def planned_cost(measured: Sequence[SpeedRecord] = ()) -> pd.DataFrame:
     Pitfall: hours of a measured machine are of training steps alone. Decoding 1.3 million JPEGs an
     epoch, and evaluation, come on top where they do not run beside them.
     """
+    if measured is None:
+        measured = [SpeedRecord.load(data_dir() / "results" / "speed_vs_timm.json")]
     published = paper.recipe("imagenet")
     epochs, batch = published["epochs_trained"], published["batch_total"]
     steps = epochs * (IMAGENET_IMAGES // batch)
