@@ -7,6 +7,8 @@ Shape legend: W processes, B images of a global batch.
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -99,11 +101,14 @@ class Ranks:
             return model
         # None on a CPU, where DistributedDataParallel takes no number.
         device = next(model.parameters()).device.index
+        known = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {name: share_buffers}  # renamed by torch on the way
         return DistributedDataParallel(
             model,
             device_ids=None if device is None else [device],
-            broadcast_buffers=share_buffers,
             gradient_as_bucket_view=True,
+            **options,
         )
 
 
@@ -146,6 +151,9 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
     try:
-        yield current_ranks()
+        with warnings.catch_warnings():
+            # Of a 1 x 1 kernel's gradient, whose memory is the same in either layout.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            yield current_ranks()
     finally:
         dist.destroy_process_group()
