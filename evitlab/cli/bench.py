@@ -16,7 +16,7 @@ from evitlab.records import ThroughputRecord, ThroughputSweep
 # By preset: what it takes beside --rounds, --threads and --json.
 _COMPARISONS: dict[str, tuple[str, ...]] = {
     "deploy": (), "timm": ("batch_sizes",), "analysis": ("batch_sizes",),
-    "explorer": (),
+    "explorer": (), "train": ("batch_sizes", "img_size", "device"),
 }  # fmt: skip
 
 
@@ -32,9 +32,13 @@ def add(command: AddCommand) -> None:
         help="paper-cpu, paper-gpu, sweep, sweep-gpu, quick: models, engines and conditions, which "
         "the other options change; deploy: ratios of the deployed family to timm's models; timm: "
         "ratios of forward pass and training step, and the data path; analysis: what "
-        "head_similarity and channel_importance cost; explorer: how fast it repaints "
+        "head_similarity and channel_importance cost; explorer: how fast it repaints; train: see "
+        "--train "
         "(default: %(default)s)",
     )  # fmt: skip
+    bench.add_argument("--train", dest="preset", action="store_const", const="train",
+                       help="training speed beside a plain timm loop, where a step's time goes, "
+                       "and peak memory")  # fmt: skip
     bench.add_argument("--engines", nargs="+", metavar="NAME",
                        help="eager, channels-last, deploy, traced, compile, cuda-graph, "
                        "onnxruntime, openvino")  # fmt: skip
@@ -57,7 +61,8 @@ def _bench(args: argparse.Namespace) -> None:
         raise ValueError("--resume: expected --json FILE, which it continues")
     if args.preset in _COMPARISONS:
         _refuse_other_options(args)
-        run = {"deploy": _deploy, "timm": _timm, "analysis": _analysis, "explorer": _explorer}
+        run = {"deploy": _deploy, "timm": _timm, "analysis": _analysis, "explorer": _explorer,
+               "train": _train}  # fmt: skip
         run[args.preset](args)
     else:
         _sweep(args)
@@ -254,6 +259,39 @@ def _explorer(args: argparse.Namespace) -> None:
         print(f"memory: {record.peak_mib_early:.0f} MiB at most in the first fifth of "
               f"{record.interactions:,} interactions, {record.peak_mib:.0f} MiB in all of them; "
               f"{record.hooks_left} hooks left")  # fmt: skip
+    if args.json:
+        record.save(args.json)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from evitlab.analysis.training_speed import MODELS, compare_training
+
+    for name in ("batch_sizes", "device"):
+        if len(getattr(args, name) or [None]) > 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected one value with --train")
+    record = compare_training(
+        args.models or MODELS,
+        img_size=args.img_size or 64,
+        batch_size=(args.batch_sizes or [128])[0],
+        rounds=15 if args.rounds is None else args.rounds,
+        threads=(args.threads or [1])[0],
+        device=(args.device or ["cpu"])[0],
+        command=args.command_line,
+    )
+    print(record.to_frame().drop(columns=["training_mib", "ratio", "floor_ms"])
+          .to_string(index=False, float_format="{:.2f}".format))  # fmt: skip
+    for row in record.ratios:
+        ours, timms = (loop for loop in record.loops if loop.model == row.model)
+        print(
+            f"{row.model}: {row.ratio:.2f} times timm's loop (quartiles {row.ratio_low:.2f} to "
+            f"{row.ratio_high:.2f}), {row.compute_ratio:.2f} without its input; input "
+            f"{ours.input_share:.1%} of the step (timm's {timms.input_share:.1%}); "
+            f"{ours.peak_mib / timms.peak_mib:.2f} times its memory; "
+            f"{row.floor_ms / ours.step_ms:.0%} of the peak"
+        )
+    print(f"milliseconds a step, median of {record.rounds} rounds in turns; {record.batch_size} "
+          f"images of {record.img_size[0]} pixels, recipe {record.recipe}; "
+          f"{record.environment.hardware}")  # fmt: skip
     if args.json:
         record.save(args.json)
 

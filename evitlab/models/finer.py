@@ -6,6 +6,7 @@ Published for 224 pixels, they halve the map five times: 32 pixels would leave o
 from __future__ import annotations
 
 from difflib import get_close_matches
+from typing import Any
 
 import timm
 from torch import nn
@@ -13,13 +14,14 @@ from torch import nn
 STRIDES_LEFT_OUT = 2  # so many fewer than at 224 pixels has the stem of `_p4`, too
 
 
-def finer_features(name: str, *, num_classes: int = 1000) -> nn.Module:
+def finer_features(name: str, *, img_size: int = 32, num_classes: int = 1000) -> nn.Module:
     """A network of timm whose first two strided convolutions keep the map's size.
 
     At 32 pixels it then sees, and costs, what it does at 128.
 
     Args:
         name: of timm, such as "mobilenetv3_small_100"; weights are drawn, not loaded.
+        img_size: pixels of both sides, kept in the model's card; it takes other sizes too.
         num_classes: of the classifier.
 
     Raises:
@@ -42,4 +44,6 @@ def finer_features(name: str, *, num_classes: int = 1000) -> nn.Module:
         )
     for module in strided[:STRIDES_LEFT_OUT]:
         module.stride = (1, 1)
+    card: Any = model.pretrained_cfg
+    model.pretrained_cfg = {**card, "input_size": (3, img_size, img_size)}  # type: ignore[assignment]
     return model

@@ -67,6 +67,7 @@ from evitlab.records.speed import (
 from evitlab.records.structure import BlockNode, BlockTrace
 from evitlab.records.studies import AblationRun, AttentionShareRun
 from evitlab.records.training import Accuracy, EpochLog, TrainingRecord
+from evitlab.records.training_speed import LoopRatio, LoopSpeed, TrainingSpeed
 from evitlab.records.view import OVERLAYS, AttentionView
 
 __all__ = [
@@ -75,6 +76,8 @@ __all__ = [
     "CRITERIA",
     "CURVE",
     "MEMORY_BOUND",
+    "LoopRatio",
+    "LoopSpeed",
     "OVERLAYS",
     "PARTS",
     "SCALES",
@@ -128,6 +131,7 @@ __all__ = [
     "ThroughputRecord",
     "ThroughputSweep",
     "TrainingRecord",
+    "TrainingSpeed",
     "WidthSpeed",
     "environment_card",
     "quartiles",

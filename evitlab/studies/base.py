@@ -168,7 +168,9 @@ class Training:
                 self.model, img_size=self.img_size, num_classes=num_classes, **self.overrides
             )
         else:
-            model = finer_features(self.model, num_classes=num_classes)
+            model = finer_features(
+                self.model, img_size=self.img_size, num_classes=num_classes
+            )
         if self.weights is not None:
             report = load_weights(model, self.weights, strict=False)
             if report.missing or report.unexpected:

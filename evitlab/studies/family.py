@@ -36,7 +36,7 @@ def _models(names: tuple[str, ...]) -> dict[str, Any]:
 def _build(name: str) -> Any:
     if name in list_models():
         return create_model(name, img_size=IMG_SIZE, num_classes=10)
-    return finer_features(name, num_classes=10)
+    return finer_features(name, img_size=IMG_SIZE, num_classes=10)
 
 
 def training(conditions: Conditions) -> Training:

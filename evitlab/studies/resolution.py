@@ -46,7 +46,8 @@ def _evaluate(size: int, folder: Path, conditions: Conditions) -> Accuracy:
     todo = replace(training(conditions), img_size=size)
     _, val_data = todo.data(conditions)
     with cpu_threads(conditions.threads), torch.random.fork_rng([]):
-        return evaluate(todo.build(val_data.num_classes), val_data, device=conditions.device)
+        found = evaluate(todo.build(val_data.num_classes), val_data, device=conditions.device)
+    return replace(found, environment=replace(found.environment, scale=conditions.scale))
 
 
 def _train(size: int, folder: Path, conditions: Conditions) -> Record:
