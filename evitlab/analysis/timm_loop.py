@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from evitlab.datasets import Dataset
+from evitlab.datasets.streaming import default_workers
 from evitlab.models.config import STEM_STRIDES, EfficientViTConfig
 from evitlab.models.zoo import MODELS
 from evitlab.training.recipe import Recipe
@@ -59,8 +60,8 @@ def run_timm_loop(
 ) -> None:
     """Train until `on_phase` raises; it is called with each phase of a step as the phase begins.
 
-    The pictures are decoded beforehand, as in `evitlab.train`. The loader works in this process,
-    so that both loops have the same threads.
+    The pictures are decoded beforehand, as in `evitlab.train`. On the CPU the loader works in this
+    process, so that both loops have the same threads; beside a GPU it has all cores.
 
     Args:
         recipe: what of it timm's parts can do: RandAugment, mixing, erasing, AdamW, AGC, EMA.
@@ -80,7 +81,12 @@ def run_timm_loop(
         re_mode="pixel",
     )
     loader: DataLoader = DataLoader(
-        _Pictures(data, transform), recipe.batch_size, shuffle=True, drop_last=True
+        _Pictures(data, transform),
+        recipe.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=0 if device.type == "cpu" else default_workers(),
+        pin_memory=device.type == "cuda",
     )
     mixup = Mixup(
         recipe.mixup_alpha,

@@ -55,7 +55,8 @@ def compare_training(
         models: members of the family; small images take the variant that `evitlab train` takes.
         img_size: pixels of both sides.
         rounds: steps of each loop; the two take turns.
-        threads: of torch on the CPU, in each loop; the loader of timm's loop works in its process.
+        threads: of torch on the CPU, in each loop; the loader of timm's loop works in its process,
+            beside a GPU in one process for each core.
         device: "cpu" or "cuda".
 
     Raises:
@@ -183,7 +184,7 @@ def _serve(
     """One loop, a step for each `True` that comes; then its memory."""
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
-    before = _peak_mib()
+    before = _peak_mib(device)
     step: dict[str, float] = {}
     phase, since = "", 0.0
 
@@ -205,7 +206,7 @@ def _serve(
     try:
         _loop(loop, name, data, recipe, device, on_phase)
     except _Asked:
-        end.send((before, _peak_mib()))
+        end.send((before, _peak_mib(device)))
 
 
 def _loop(
@@ -229,7 +230,9 @@ def _loop(
         )  # fmt: skip
 
 
-def _peak_mib() -> float:
-    """Resident memory of this process at most so far."""
+def _peak_mib(device: str) -> float:
+    """Memory of this process at most so far: resident, or torch's on a GPU."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes

@@ -24,7 +24,7 @@ class LoopSpeed:
     forward_ms: float
     backward_ms: float
     optimizer_ms: float  # with clipping and the moving average
-    peak_mib: float  # resident memory of the loop's process at most
+    peak_mib: float  # memory of the loop's process at most: resident, or torch's on a GPU
     training_mib: float  # the same, less what it held before the first step
 
     @property
