@@ -29,6 +29,7 @@ GROUPS = [
     train.add, evaluate.add, export.add, models.add, recipes.add, profile.add, heads.add,
     explore.add, prune.add, bench.add, study.add, reproduce.add,
 ]  # fmt: skip
+_CAUSE_SPEAKS_S = 2.0  # a process that failed says why well within this, also on a busy machine
 USER_MISTAKES = (ValueError, OSError, ArithmeticError)  # one line and exit code 2
 
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LostProcess, Terminated) as error:
         if args.debug:
             raise
-        _say(f"evitlab: stopped: {error or 'another process of this run is gone'}")
+        _say(f"evitlab: stopped: {error or 'another process of this run is gone'}", _CAUSE_SPEAKS_S)
         return 1
     except (*USER_MISTAKES, RuntimeError, MemoryError) as error:
         if args.debug or not (isinstance(error, USER_MISTAKES) or is_out_of_memory(error)):
@@ -59,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _say(message: str) -> None:
+def _say(message: str, after_s: float = 0.0) -> None:
     """On one line, also where a library's message has several, and once for all processes."""
     deaf_to_sigterm()
-    if first_to_speak():
+    if first_to_speak(after_s=after_s):
         print(" ".join(message.split()), file=sys.stderr)
 
 

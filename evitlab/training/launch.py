@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
@@ -71,14 +72,19 @@ def deaf_to_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def first_to_speak() -> bool:
+def first_to_speak(*, after_s: float = 0.0) -> bool:
     """Whether no other process of the run has reported its end yet: one error, one line.
 
     They ask the store that torchrun keeps, which outlives them; where it does not answer, each
     speaks for itself.
+
+    Args:
+        after_s: seconds to let the others speak first, for a process that knows no cause. The one
+            that knows it leaves the run before it speaks, and the others may notice sooner.
     """
     if world_size() == 1:
         return True
+    time.sleep(after_s)
     try:
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"],
