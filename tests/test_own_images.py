@@ -67,6 +67,10 @@ def reds(values: list[int], labels: list[int], names: tuple[str, ...] = NAMES) -
     return Dataset("reds", "reds", "val", images, torch.tensor(labels), names)
 
 
+def cut(data: Dataset, size: int) -> Dataset:
+    return dataclasses.replace(data, images=data.images[..., :size, :size])
+
+
 def report(counts: list[list[int]], names: tuple[str, ...] | None = None) -> ClassificationReport:
     """The report of predictions with this confusion matrix."""
     pairs = [(i, j) for i, row in enumerate(counts) for j, n in enumerate(row) for _ in range(n)]
@@ -476,6 +480,24 @@ def test_a_class_without_validation_images_is_said_and_trained(
     assert "no validation images of disk: nothing will be known of them" in said
     assert "batches of 8 instead of 256, peak rate 0.00018 instead of 0.001" in said
     assert begun[0].class_names == NAMES and set(begun[0].labels.tolist()) == {1, 2}
+
+
+def test_validation_images_are_brought_to_the_size_of_the_training_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the training files keep their own size; as far as where training begins."""
+    begun: list[tuple[int, int]] = []
+
+    def stop(model: nn.Module, data: Dataset, val_data: Dataset, *_: Any, **__: Any) -> None:
+        begun.extend([data.img_size, val_data.img_size])
+        raise ValueError("not trained here")
+
+    monkeypatch.setattr("evitlab.training.loop.train", stop)
+    sets = {"train": shapes(18), "val": cut(shapes(6, "val"), 24)}
+    root = write_folder(tmp_path / "own", sets)
+    command = ["train", "efficientvit_m0", "--data", str(root), "--recipe", "finetune"]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 2
+    assert open_dataset(root, "val").img_size == (24, 24) and begun == [(32, 32)] * 2
 
 
 def texts(axes: Any) -> list[str]:

@@ -607,6 +607,10 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "broken into").exists()
 
 
+def cut(data: Dataset, height: int, width: int) -> Dataset:
+    return dataclasses.replace(data, images=data.images[..., :height, :width])
+
+
 MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "one training image": (
         lambda out: train(plain_net(), shapes(1), shapes(6), recipe(), out_dir=out),
@@ -620,6 +624,10 @@ MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda out: train(plain_net(classes=4), shapes(6), shapes(8, classes=4), recipe(),
                           out_dir=out),
         r"^val_data: expected the training data's 3 classes, got 4 \(disk, square, triangle",
+    ),
+    "other sizes to validate": (
+        lambda out: train(plain_net(), shapes(6), cut(shapes(6), 24, 16), recipe(), out_dir=out),
+        "^val_data: expected images of 32x32 pixels, the training data's, got 24x16",
     ),
     "more classes than the model's": (
         lambda out: train(tiny_vit(), shapes(8, classes=4), shapes(8, classes=4), recipe(),

@@ -84,6 +84,7 @@ def _train(args: argparse.Namespace) -> None:
     from evitlab.datasets import default_dataset_name, open_dataset
     from evitlab.models.starting import starting_model
     from evitlab.models.zoo import create_model, list_models, model_name
+    from evitlab.training.identity import weights_identity
     from evitlab.training.launch import launch_rank
     from evitlab.training.loop import train
     from evitlab.training.recipe import RECIPES
@@ -108,7 +109,8 @@ def _train(args: argparse.Namespace) -> None:
     train_data = open_dataset(
         name, "train", img_size=size, limit=args.limit, on_error=on_error(args)
     )
-    val_data = open_dataset(name, "val", img_size=size, on_error=on_error(args))
+    # The training images decide, also where the validation files are of another size.
+    val_data = open_dataset(name, "val", img_size=train_data.img_size, on_error=on_error(args))
     lacking = check_training_classes(train_data, val_data, limited=args.limit is not None)
     recipe, of_batch = _fitted(recipe, len(train_data), args)
     with cpu_threads(args.threads), torch.random.fork_rng([]):
@@ -142,6 +144,7 @@ def _train(args: argparse.Namespace) -> None:
             command=args.command_line,
             scale=args.scale,
             teacher=teacher,
+            weights=weights_identity(args.weights),
         )
     if launch_rank() > 0:  # files are written by one process
         return

@@ -59,6 +59,7 @@ def train(
     command: str = "",
     scale: str | None = None,
     teacher: nn.Module | None = None,
+    weights: str | None = None,
     on_phase: Callable[[str], None] | None = None,
 ) -> TrainingRecord:
     """Train a classifier; leaves weights, checkpoints and the record in `out_dir`.
@@ -78,6 +79,8 @@ def train(
         teacher: a trained classifier of the same classes, where the recipe distils; moved to
             `device` and put in evaluation mode. It sees the augmented images with its own
             normalisation and size.
+        weights: `weights_identity` of what the model was loaded with, so that a run that started
+            from something else is not taken for this one; kept in the record.
         on_phase: called with each phase of a step as it begins: "data", "augmentation",
             "forward", "backward", "optimizer"; to measure them.
 
@@ -100,7 +103,7 @@ def train(
         _check_fit(model, train_data, val_data, recipe, ranks)
         check_trained(model, recipe)
         check_teacher(model, recipe, teacher, train_data)
-        identity = run_identity(model, train_data, recipe, teacher)
+        identity = run_identity(model, train_data, recipe, teacher, weights)
         card = environment_card(
             device=device,
             precision=_precision(device, recipe.precision),
@@ -144,6 +147,7 @@ def train(
             seconds=sum(log.seconds for log in history),
             command=command,
             environment=card,
+            processes=ranks.size,
         )
         if ranks.main:
             save_weights(model, out / "model.safetensors", class_names=train_data.class_names)
@@ -291,6 +295,11 @@ def _check_fit(
         raise ValueError(
             f"val_data: expected the training data's {train_data.num_classes} classes, got "
             f"{val_data.num_classes} ({', '.join(val_data.class_names[:3])}, …)"
+        )
+    if train_data.img_size != val_data.img_size:
+        trained, validated = (f"{h}x{w}" for h, w in (train_data.img_size, val_data.img_size))
+        raise ValueError(
+            f"val_data: expected images of {trained} pixels, the training data's, got {validated}"
         )
 
 
