@@ -23,7 +23,13 @@ from evitlab.cli import (
 )
 from evitlab.cli.parser import parser_with_commands
 from evitlab.training.failures import LostProcess, is_out_of_memory
-from evitlab.training.launch import Terminated, deaf_to_sigterm, first_to_speak, one_voice
+from evitlab.training.launch import (
+    Terminated,
+    deaf_to_sigterm,
+    first_to_speak,
+    launcher,
+    one_voice,
+)
 
 GROUPS = [
     train.add, evaluate.add, export.add, models.add, recipes.add, profile.add, heads.add,
@@ -41,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser_with_commands(GROUPS).parse_args(argv)
-    args.command_line = shlex.join(["evitlab", *_without_machine_paths(argv)])
+    args.command_line = shlex.join([*launcher(), "evitlab", *_without_machine_paths(argv)])
     try:
         with one_voice():
             return args.run(args) or 0

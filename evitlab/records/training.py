@@ -56,6 +56,8 @@ class TrainingRecord(Record):
     command: str  # the one command that regenerates this record
     environment: Environment
     teacher: str | None = None  # name and fingerprint of the weights, where one was distilled
+    weights: str | None = None  # fingerprint of what the run started from; None: drawn anew
+    processes: int = 1  # that worked on it; of a run that was continued, in its last part
 
     def to_frame(self) -> pd.DataFrame:
         """One row per epoch; the model and data set stand in every row."""

@@ -1,14 +1,16 @@
 """The identity of a run: what must be equal for it to be continued, and what it left behind."""
 
 import dataclasses
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from evitlab.datasets import AnyDataset
-from evitlab.models.weights import load_weights, read_card
+from evitlab.models.weights import find_checkpoint, load_weights, read_card
 from evitlab.models.zoo import config_fields
 from evitlab.records import TrainingRecord, write_atomically
 from evitlab.training.checkpoint import load_checkpoint
@@ -21,11 +23,17 @@ _DEFAULTS = {
     for field in dataclasses.fields(Recipe)
     if field.default is not dataclasses.MISSING and field.name != "sync_norm"
 }
-RECORDED = ("model", "img_size", "num_classes", "dataset", "train_images", "recipe", "teacher")
+RECORDED = (
+    "model", "img_size", "num_classes", "dataset", "train_images", "recipe", "teacher", "weights",
+)  # fmt: skip
 
 
 def run_identity(
-    model: nn.Module, data: AnyDataset, recipe: Recipe, teacher: nn.Module | None = None
+    model: nn.Module,
+    data: AnyDataset,
+    recipe: Recipe,
+    teacher: nn.Module | None = None,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """What must be equal for a run to be continued."""
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
@@ -37,10 +45,26 @@ def run_identity(
         "train_images": len(data),
         "recipe": dataclasses.asdict(recipe),
         "teacher": teacher_identity(teacher),
+        "weights": weights,
         # Overrides such as `cascade=False` change the function, but no name and no weight's shape.
         "config": config_fields(model),
         "channel_widths": getattr(model, "channel_widths", {}),  # of a pruned model
     }
+
+
+def weights_identity(weights: str | os.PathLike[str] | None) -> str | None:
+    """A fingerprint of the file that a run starts from: other weights make another run.
+
+    Args:
+        weights: as in `load_weights`; None where the model is drawn anew.
+
+    Raises:
+        FileNotFoundError: no such weights.
+    """
+    if weights is None or weights == "timm":  # the hub's, which its name stands for
+        return weights
+    with open(find_checkpoint(weights), "rb") as file:
+        return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
 
 
 def earlier_run(
@@ -95,7 +119,8 @@ def check_same_run(found: dict[str, Any], wanted: dict[str, Any], out: Path) -> 
     def flat(run: dict[str, Any]) -> dict[str, Any]:
         recipe = {**_DEFAULTS, **run["recipe"]}
         plain = json.loads(json.dumps({**run, "recipe": recipe}))  # JSON has no tuples
-        return {"teacher": None, **plain.pop("config", {}), **plain.pop("recipe"), **plain}
+        younger = {"teacher": None, "weights": None}
+        return {**younger, **plain.pop("config", {}), **plain.pop("recipe"), **plain}
 
     there, asked_for = flat(found), flat(wanted)
     pruned = [run.pop("channel_widths", {}) for run in (there, asked_for)]

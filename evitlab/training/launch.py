@@ -40,6 +40,15 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
 
 
+def launcher() -> tuple[str, ...]:
+    """The words that start a command in so many processes; () for a process that runs alone."""
+    if world_size() == 1:
+        return ()
+    own = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    machines = (f"--nnodes={world_size() // own}",) if own < world_size() else ()
+    return ("torchrun", *machines, f"--nproc-per-node={own}", "-m")
+
+
 def restarted() -> bool:
     """Whether torchrun started the processes again after one of them failed."""
     return world_size() > 1 and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
