@@ -60,8 +60,9 @@ def table6_ablations(
         for axes, (column, title) in zip(speeds, _SPEEDS.items(), strict=True):
             axes.set(title=title, xlabel="Times as fast as row 1")
             _baseline(axes, 1.0)
-            for place, row in frame[frame["row"] != 1].iterrows():
-                _pair(axes, int(str(place)), row[f"paper_{column}"], row[column])
+            for place, cells in enumerate(frame.to_dict("records")):
+                if cells["row"] != 1:
+                    _pair(axes, place, cells[f"paper_{column}"], cells[column])
             if frame[column].isna().all():
                 axes.set_title(f"{title} (the paper's alone)")
         labels = [_label(row.row, row.variant, row.seeds) for row in frame.itertuples()]
