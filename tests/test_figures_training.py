@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,20 @@ from small_runs import one_line
 from timed_records import CARD, ROOFLINE
 
 from evitlab import figures, paper, planned_cost, study_frame
+from evitlab.cli import GROUPS
+from evitlab.cli.parser import parser_with_commands
 from evitlab.records import (
     AblationRun,
     Accuracy,
     EpochLog,
+    LoopSpeed,
     SpeedRecord,
     SpeedRow,
     ThroughputSweep,
     TrainingRecord,
+    TrainingSpeed,
 )
-from evitlab.training.planned_cost import IMAGENET_IMAGES
+from evitlab.training.planned_cost import COMMAND, IMAGENET_IMAGES
 
 DATA = dataclasses.replace(CARD, dataset="CIFAR-10 (JPEG q75)", scale="lab")
 
@@ -216,6 +221,15 @@ def test_table6_without_speeds_says_whose_they_are() -> None:
     assert all("(the paper's alone)" in axes.get_title(loc="left") for axes in figure.axes[1:])
 
 
+def test_rows_of_a_part_of_table6_keep_their_speeds() -> None:
+    table = paper.table6(study_frame(ABLATIONS), SPEEDS)
+    trained_rows = table[table["seeds"] > 0]  # 1, 3 and 6
+    top1, traced, _ = figures.table6_ablations(trained_rows).axes
+    assert drawn(top1, "ours") == [[(0.5, 1.0)], [(-2.5, 2.0)]]
+    assert drawn(traced, "ours") == [[(pytest.approx(1.25), 2.0)]]
+    assert [y for ((_, y),) in drawn(traced, "paper")] == [1.0, 2.0]
+
+
 # Fig. 7
 
 
@@ -376,6 +390,52 @@ def test_a_gpu_that_was_not_measured_has_the_command_that_does() -> None:
     assert measured.query("machine == 'cuda (NVIDIA H200)'")["hours"].notna().all()
 
 
+def loop_speeds(img_size: int = 224, **img_per_s: float) -> TrainingSpeed:
+    loops = [
+        LoopSpeed(model, loop, speed * scale, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+        for model, speed in img_per_s.items()
+        for loop, scale in (("evitlab", 1.0), ("timm", 0.5))
+    ]
+    card = dataclasses.replace(CARD, device="cuda (NVIDIA H200)")
+    size = (img_size, img_size)
+    return TrainingSpeed(tuple(loops), (), size, 128, "imagenet", 5, 1.0, COMMAND, card)
+
+
+def test_steps_of_our_loop_fill_the_gpus_cells() -> None:
+    frame = planned_cost([loop_speeds(efficientvit_m0=4000.0, efficientvit_m5=1000.0)])
+    here = frame.query("machine == 'cuda (NVIDIA H200)'").set_index("model")
+    assert here["img_per_s"].to_dict() == {"EfficientViT-M0": 4000.0, "EfficientViT-M5": 1000.0}
+    assert "one H200" not in set(frame["machine"])
+    with pytest.raises(ValueError) as raised:
+        planned_cost([loop_speeds(64, efficientvit_m0=4000.0)])
+    assert one_line(raised).startswith(
+        "measured: expected training steps at 224x224 pixels, got a record of 64x64; `evitlab bench"
+    )
+    with pytest.raises(ValueError, match="measured: expected training steps of the family"):
+        planned_cost([loop_speeds(efficientvit_m0_p4=1.0)])
+
+
+def test_the_command_that_is_named_measures_the_family_at_224_pixels() -> None:
+    args = parser_with_commands(GROUPS).parse_args(shlex.split(COMMAND)[1:])
+    assert args.models == [f"efficientvit_m{i}" for i in range(6)]
+    assert (args.preset, args.img_size, args.device) == ("train", 224, ["cuda"])
+
+
+def test_the_last_record_of_a_machine_counts() -> None:
+    first = loop_speeds(efficientvit_m0=4000.0, efficientvit_m5=1000.0)
+    frame = planned_cost([first, loop_speeds(efficientvit_m0=5000.0)])
+    here = frame.query("machine == 'cuda (NVIDIA H200)'").set_index("model")
+    assert here["img_per_s"].to_dict() == {"EfficientViT-M0": 5000.0, "EfficientViT-M5": 1000.0}
+
+
+def test_machines_that_measured_a_part_of_the_family_leave_cells_empty() -> None:
+    frame = planned_cost([speeds(efficientvit_m0=320.0), loop_speeds(efficientvit_m5=1000.0)])
+    (axes,) = figures.planned_cost(frame).axes
+    shown = [text.get_text() for text in axes.texts]
+    assert "1,067" in shown and "107" in shown  # 384 million at 100 and at 1,000 a second
+    assert shown.count("not measured") == 10
+
+
 def test_what_is_recorded_is_what_counts() -> None:
     here = planned_cost().query("how == 'measured'")
     assert list(here["model"]) == [f"EfficientViT-M{i}" for i in range(6)]
@@ -398,7 +458,8 @@ def test_planned_cost_is_a_table_that_tells_measured_from_scaled() -> None:
     plain = [text.get_text() for text in axes.texts if text.get_fontweight() == "normal"]
     assert "4.5" in plain and plain.count("not measured") == 6
     caption = figure.get_supxlabel()
-    assert "384 million images in 187,500 steps" in caption and "`evitlab bench --train" in caption
+    assert "384 million images in 187,500 steps" in caption
+    assert "evitlab bench --train efficientvit_m0 … efficientvit_m5 --img-size 224" in caption
     with pytest.raises(ValueError, match="missing model"):
         figures.planned_cost(pd.DataFrame({"hours": [1.0]}))
 

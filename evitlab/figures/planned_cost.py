@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -58,10 +59,10 @@ def planned_cost(frame: pd.DataFrame) -> Figure:
             if row:
                 axes.axhline(row, color=RULE, lw=0.6)
             for x, machine in zip(places, machines, strict=True):
-                cell = own.loc[machine]
-                if math.isnan(cell["hours"]):
+                if machine not in own.index or math.isnan(own.loc[machine, "hours"]):
                     write(x, row + 0.5, "not measured", color=MUTED, fontsize=8)
                     continue
+                cell = own.loc[machine]
                 firm = cell["how"] in ("published", "measured")
                 color, weight = (PALETTE[1], "bold") if firm else (INK, "normal")
                 text = f"{cell['hours']:,.{0 if cell['hours'] >= 100 else 1}f}"
@@ -79,5 +80,6 @@ def _note(frame: pd.DataFrame) -> str:
         "Bold: published or measured; the rest is scaled from M5's published hours."
     ]
     for command in frame.loc[frame["hours"].isna(), "how"].unique():
-        lines.append(f"Not measured: `{command}` does.")
+        shortened = re.sub(r"(\S+_m0) .* (\S+_m5)", r"\1 … \2", command)  # M1 to M4 between
+        lines.append(f"Not measured; what does: {shortened}")
     return "\n".join(lines)

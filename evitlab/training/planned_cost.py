@@ -7,15 +7,24 @@ from collections.abc import Sequence
 import pandas as pd
 
 from evitlab import paper
-from evitlab.records import SpeedRecord
+from evitlab.records import SpeedRecord, TrainingSpeed
 from evitlab.resources import data_dir
 
 IMAGENET_IMAGES = 1_281_167  # training images of ImageNet-1k
+IMG_SIZE = 224  # pixels of both sides
 GPU = "one H200"
-COMMAND = "evitlab bench --train --device cuda"  # what fills the GPU's cells
+_TITLES = {
+    name: title for name, (title, family) in paper.MODELS.items() if family == "EfficientViT"
+}
+# What fills the GPU's cells.
+COMMAND = (
+    f"evitlab bench --train {' '.join(_TITLES)} --img-size {IMG_SIZE} --device cuda --json FILE"
+)
 
 
-def planned_cost(measured: Sequence[SpeedRecord] | None = None) -> pd.DataFrame:
+def planned_cost(
+    measured: Sequence[SpeedRecord | TrainingSpeed] | None = None,
+) -> pd.DataFrame:
     """Images, steps and hours of the paper's training, one row per member and machine.
 
     Columns: model, macs_m, images, steps, machine, how, img_per_s (images per second, NaN where it
@@ -26,11 +35,12 @@ def planned_cost(measured: Sequence[SpeedRecord] | None = None) -> pd.DataFrame:
     well each does. The truth should lie between.
 
     Args:
-        measured: training steps at 224 pixels; of each model the largest batch counts. None takes
-            what is recorded in data/results.
+        measured: training steps at 224 pixels, of `evitlab bench --preset timm` or `--train`; of
+            each model the largest batch counts, and of several records of one machine the last.
+            None takes what is recorded in data/results.
 
     Raises:
-        ValueError: a record without training steps of the family.
+        ValueError: a record without training steps of the family, or of another image size.
 
     Paper: Section 4.1; about 30 hours for M5 on 8 V100 (official README).
     Pitfall: hours of a measured machine are of training steps alone. Decoding 1.3 million JPEGs an
@@ -58,10 +68,12 @@ def planned_cost(measured: Sequence[SpeedRecord] | None = None) -> pd.DataFrame:
             scaled = hours * (ratio if column == "macs_m" else 1 / ratio)
             origin = "published" if model == "EfficientViT-M5" else f"M5's, scaled by {how}"
             add(str(model), f"8 V100, by {how}", origin, images / scaled / 3600, scaled)
+    speeds: dict[tuple[str, str], float] = {}
     for record in measured:
         machine = record.environment.hardware
-        for model, speed in _training_speeds(record).items():
-            add(model, machine, "measured", speed, images / speed / 3600)
+        speeds |= {(machine, model): speed for model, speed in _training_speeds(record).items()}
+    for (machine, model), speed in speeds.items():
+        add(model, machine, "measured", speed, images / speed / 3600)
     machines = {row[4] for row in rows}
     if not any("H200" in machine for machine in machines):
         for model in members.index:
@@ -77,13 +89,21 @@ def _members() -> pd.DataFrame:
     return own.set_index("model")[["macs_m", "gpu_img_s"]]
 
 
-def _training_speeds(record: SpeedRecord) -> dict[str, float]:
+def _training_speeds(record: SpeedRecord | TrainingSpeed) -> dict[str, float]:
     """Images per second of a training step with the largest batch, by published name."""
-    steps = [row for row in record.rows if row.task == "training step"]
-    speeds = {}
-    for row in sorted(steps, key=lambda row: row.batch_size):
-        if row.model in paper.MODELS:
-            speeds[paper.MODELS[row.model][0]] = 1e3 * row.batch_size / row.ours_ms
+    if isinstance(record, TrainingSpeed):
+        if record.img_size != (IMG_SIZE, IMG_SIZE):
+            height, width = record.img_size
+            raise ValueError(
+                f"measured: expected training steps at {IMG_SIZE}x{IMG_SIZE} pixels, got a record "
+                f"of {height}x{width}; `{COMMAND}` measures them"
+            )
+        found = {row.model: row.img_per_s for row in record.loops if row.loop == "evitlab"}
+    else:
+        steps = [row for row in record.rows if row.task == "training step"]
+        steps.sort(key=lambda row: row.batch_size)
+        found = {row.model: 1e3 * row.batch_size / row.ours_ms for row in steps}
+    speeds = {_TITLES[name]: speed for name, speed in found.items() if name in _TITLES}
     if not speeds:
         raise ValueError("measured: expected training steps of the family, got a record without")
     return speeds
