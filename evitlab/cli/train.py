@@ -227,6 +227,8 @@ def _results(record: TrainingRecord, model: Any, val_data: AnyDataset, out: Path
     if file.exists():
         report = ClassificationReport.load(file)
     else:
-        report = classification_report(model, val_data)
+        # As many at a time as training took, which memory holds.
+        size = record.final.environment.batch_size or 256
+        report = classification_report(model, val_data, batch_size=size)
         report.save(file)
     save_picture(results_page(record, report), out / "results")

@@ -49,7 +49,7 @@ class Batches:
         size: B.
 
     Raises:
-        ValueError: fewer images in a batch than parts.
+        ValueError: fewer images in a batch than parts; in `epoch`, so few that can be read.
     """
 
     def __init__(
@@ -100,10 +100,15 @@ class Batches:
             yield self._shared(*batch)
             self.on_phase("data")
         if self.streams and step + 1 < self.steps:  # the others would wait for this one
-            raise ValueError(
-                f"train_data: no image of a step's {size} can be read, in process "
-                f"{self.ranks.rank}; leave corrupt images out of the set"
-            )
+            raise self._unreadable(0)
+
+    def _unreadable(self, count: int) -> ValueError:
+        size = len(torch.cat(self._parts(torch.arange(self.size)))) if self.streams else self.size
+        return ValueError(
+            f"train_data: expected at least {self.recipe.accumulate} readable of a step's {size} "
+            f"images in process {self.ranks.rank}, one for each part (accumulate), got {count}; "
+            "leave corrupt images out of the set"
+        )
 
     def _order(self, epoch: int) -> Tensor:
         """int64 [steps * B]: a new permutation each epoch, each entry `repeats` times in a row."""
@@ -118,6 +123,8 @@ class Batches:
         return [self.ranks.part(batch[first::count]) for first in range(count)]
 
     def _shared(self, inputs: Tensor, targets: Tensor) -> list[Part]:
+        if len(targets) < self.recipe.accumulate:  # the mean loss of an empty part is NaN
+            raise self._unreadable(len(targets))
         if self.streams:  # this process's alone, part after part; corrupt ones may be missing
             lengths = [len(part) for part in self._parts(torch.arange(self.size))]
             whole = len(targets) == sum(lengths)

@@ -3,7 +3,9 @@
 A run is a function of (model, data, recipe): every random number of step s of epoch e is drawn
 from a generator seeded with (seed, e, s), so a run that was killed continues from its last
 checkpoint to the very same weights. Started by `torchrun`, it is the same function, worked out by
-several processes: `recipe.batch_size` counts the images of all of them.
+several processes: `recipe.batch_size` counts the images of all of them. Not so with stochastic
+depth or dropout, which each process draws for itself, without `recipe.sync_norm`, and with
+streamed images (`Batches`).
 """
 
 import dataclasses
@@ -12,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +191,14 @@ def _run_epochs(
         train_data = dataclasses.replace(train_data, crop_scale=recipe.crop_scale)
     train_data, val_data = resident(train_data, device), resident(val_data, device)
     batches = Batches(train_data, recipe, augment, ranks=ranks, device=device, on_phase=on_phase)
+    validate = partial(
+        evaluate,
+        data=val_data,
+        # No more than a step's forward pass: what is said to lower memory lowers this too.
+        batch_size=max(1, min(256, batches.size // recipe.accumulate // ranks.size)),
+        device=device,
+        distributed=True,
+    )
     history: list[EpochLog] = []
     accuracy: Accuracy | None = None
     if state:
@@ -249,11 +260,12 @@ def _run_epochs(
             log = EpochLog(epoch, mean_loss, rate, images / seconds, seconds)
             ranks.share_state(model)  # running statistics that are not synchronised differ
             if epoch % recipe.validate_every == 0 or epoch == recipe.total_epochs:
-                accuracy = evaluate(model, val_data, device=device, distributed=True)
+                accuracy = validate(model)
                 log = dataclasses.replace(
                     log, val_top1=accuracy.top1, val_top5=accuracy.top5, val_loss=accuracy.loss
                 )
-                bar.write(f"epoch {epoch}: loss {mean_loss:.3f}, top-1 {accuracy.top1:.2f} %")
+                if ranks.main:  # a bar that is not shown still writes
+                    bar.write(f"epoch {epoch}: loss {mean_loss:.3f}, top-1 {accuracy.top1:.2f} %")
             # The last step's update comes after its loss: no checkpoint may hold a broken one.
             if not math.isfinite(log.val_loss or 0) or not _is_finite(model):
                 what = "loss" if log.val_loss is None else "validation loss"
@@ -276,7 +288,7 @@ def _run_epochs(
     if ema and ranks.main:
         save_weights(ema.module, out / "model_ema.safetensors", class_names=names)
     # A run that was stopped after its last epoch still has to be measured.
-    return history, accuracy or evaluate(model, val_data, device=device, distributed=True)
+    return history, accuracy or validate(model)
 
 
 def _check_fit(
