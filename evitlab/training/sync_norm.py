@@ -2,6 +2,12 @@
 
 torch's own SyncBatchNorm works on GPUs alone; this one works wherever processes can talk.
 
+Pitfall: equal up to rounding, which training can magnify. One process with and without these norms
+(efficientvit_m0_p4, 32 px, batch 32, AdamW at a rate of 2e-3, 8 steps): in float64 the losses agree
+to 1e-14. In float32 they agree to 2e-7 at the first step and drift apart to 1e-3 .. 1e-2 within
+the eight, since Adam's first steps follow the sign of a gradient, and rounding (a ReLU that flips)
+decides some signs. At a rate of 1e-4 they stay within the 1e-5 that the tests ask for.
+
 Shape legend: W processes, B images of a process, C channels, n positions of a channel (B, or
 B * H * W of a map).
 """
@@ -106,7 +112,7 @@ def _joint_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Each sends its own mean and variance; they are put together by Chan's formula, since sums of
     squares would lose digits where the mean is far from zero. All in double precision, as torch
-    adds up on a CPU: in single precision some gradients lose four digits.
+    adds up on a CPU.
     """
     positions = x[:, 0].numel()
     mean = x.sum(_all_but_channels(x), dtype=torch.float64) / positions
