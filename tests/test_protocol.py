@@ -113,6 +113,21 @@ def test_a_changed_recipe_is_told_apart(
     assert not protocol._same(protocol.protocol("imagenet")[field], ours)
 
 
+def test_images_of_a_batch_norm_are_told_with_the_processes_they_hold_for() -> None:
+    row = row_of(compare_recipe("imagenet"), "batch_norm_images")
+    assert (row["ours"], row["same"]) == ("256 on 8 processes", True)
+    whole = dataclasses.replace(RECIPES["imagenet"], sync_norm=True)  # however many there are
+    assert protocol._GIVEN["batch_norm_images"](whole) == ""
+
+
+def test_a_reason_is_of_a_setting_that_differs() -> None:
+    for name, reasons in {"imagenet": protocol._WHY, "finetune": protocol._WHY_FINETUNE}.items():
+        frame = compare_recipe(name)
+        kept = set(frame.loc[frame["same"].eq(False), "field"])
+        own = set(reasons) - set(protocol._WHY) if name == "finetune" else set(reasons)
+        assert own <= kept, name
+
+
 def test_what_the_code_does_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = RECIPES["imagenet"]
     assert protocol._clipped(dataclasses.replace(ours, clip="norm")) == "all"

@@ -88,6 +88,10 @@ _SETTINGS: dict[str, Callable[[Recipe], Any]] = {
     "seed": lambda r: r.seed,
     "drop_last": lambda r: True,  # an epoch is a whole number of batches
 }
+# What a setting holds under, said beside it.
+_GIVEN: dict[str, Callable[[Recipe], str]] = {
+    "batch_norm_images": lambda r: "" if r.sync_norm else f" on {_gpus()} processes",
+}
 _WHY = {
     "epochs_trained": "the official loop ends after `epochs`, before the cooldown it sets; "
     "`--epochs 300` ends there too",
@@ -100,8 +104,6 @@ _WHY = {
     "not the batch reversed; cutmix boxes lie inside the image",
     "amp": "bfloat16 needs no loss scaling; `precision` float32 is the official code's",
     "eval_amp": "an accuracy should not depend on the device",
-    "batch_norm_images": "the official BatchNorms see the images of one GPU (`sync_norm` False on "
-    "8 GPUs); ours the whole batch, so that any number of GPUs trains alike",
 }
 _BUDGET = "few images and an hour; `--epochs 300` is the authors' length"
 _FEW_EPOCHS = "few epochs underfit with strong augmentation"
@@ -125,8 +127,8 @@ _WHY_FINETUNE = {
 def compare_recipe(name: str = "imagenet") -> pd.DataFrame:
     """A recipe of ours beside the published one, one row per published field.
 
-    Columns: field, paper, ours (in the published form), same (True, False, or None where the field
-    says what the authors ran it on), why (for what is not the same).
+    Columns: field, paper, ours (in the published form, with what it holds under), same (True,
+    False, or None where the field says what the authors ran it on), why (for what is not the same).
 
     Args:
         name: "imagenet", or "finetune": the authors' answer, and what it leaves as on ImageNet.
@@ -147,6 +149,8 @@ def compare_recipe(name: str = "imagenet") -> pd.DataFrame:
             continue
         found = _SETTINGS[field](ours)
         same = _same(value, found)
+        if field in _GIVEN and (given := _GIVEN[field](ours)):
+            found = f"{found}{given}"
         rows.append((field, value, found, same, "" if same else why[field]))
     return pd.DataFrame(rows, columns=["field", "paper", "ours", "same", "why"], dtype=object)
 
@@ -235,9 +239,16 @@ def _clipped(recipe: Recipe) -> str:
 
 
 def _normalised(recipe: Recipe) -> int:
-    """Images that a BatchNorm sees at once, on as many GPUs as the authors had."""
+    """Images that a BatchNorm sees at once, on as many GPUs as the authors had.
+
+    Pitfall: one process sees as many only with `accumulate` at that number.
+    """
     images = recipe.batch_size // recipe.accumulate
-    return images if recipe.sync_norm else images // int(paper.recipe("imagenet")["gpus"])
+    return images if recipe.sync_norm else images // _gpus()
+
+
+def _gpus() -> int:
+    return int(paper.recipe("imagenet")["gpus"])
 
 
 def _randaugment(recipe: Recipe) -> str | None:
