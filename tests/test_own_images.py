@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from small_runs import no_training, one_line, shapes, write_folder
+from small_runs import no_training, one_line, shapes, tiny_vit, write_folder
 from torch import Tensor, nn
 
 from evitlab import (
@@ -42,6 +42,8 @@ from evitlab.datasets import (
     without_images,
 )
 from evitlab.figures import class_accuracy, confusion_matrix, results_page
+from evitlab.training.checkpoint import save_weights
+from evitlab.training.per_class import confusion_matrix as classes_in_cells
 from evitlab.training.per_class import report_of
 from evitlab.training.recipe import fit_batch
 
@@ -153,6 +155,29 @@ def test_a_report_of_other_classes_is_refused() -> None:
         evaluate(ByRed(), dataclasses.replace(reds([0], [0]), labelled=False))
 
 
+def test_a_class_without_a_name_counts_in_no_cell() -> None:
+    with pytest.raises(ValueError, match=r"^predicted: expected classes 0\.\.2, .* got 4$"):
+        classes_in_cells(torch.tensor([0, 1]), torch.tensor([4, 1]), 3)
+    with pytest.raises(ValueError, match=r"^labels: expected classes 0\.\.2, .* got -1$"):
+        classes_in_cells(torch.tensor([-1, 1]), torch.tensor([0, 1]), 3)
+    found = classes_in_cells(torch.tensor([0, 1, 1]), torch.tensor([2, 1, 1]), 3)
+    assert found.tolist() == [[0, 0, 1], [0, 2, 0], [0, 0, 0]]
+
+
+def test_weights_of_more_classes_than_have_names_have_no_report(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a confusion matrix they are measured: labels are numbers of their classes."""
+    file = tmp_path / "unnamed.safetensors"
+    save_weights(tiny_vit(num_classes=5), file)
+    command = ["evaluate", str(file), "--data", str(folder)]
+    assert main([*command, "--per-class"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    said = "expected the 5 classes of the model, which carries no names, got 3 (disk, square, tri"
+    assert line.startswith(f"evitlab: error: data: {said}")
+    assert main(command) == 0 and "top-1" in capsys.readouterr().out
+
+
 def test_predictions_rank_the_classes_and_name_the_files() -> None:
     data = dataclasses.replace(reds([2, 0], [1, 0]), files=("x.png", "y.png"))
     frame = predict(ByRed(), data, batch_size=1).to_frame()
@@ -258,6 +283,24 @@ def test_the_size_to_train_at(folder: Path, run: Path, tmp_path: Path) -> None:
     for (data, asked, weights), (size, said) in cases.items():
         found = training_size(data, "efficientvit_m0", img_size=asked, weights=weights)
         assert found[0] == size and said in found[1] and bool(said) == bool(found[1]), data
+
+
+def test_weights_that_state_no_size_are_refused_in_a_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of a model of timm, whose card has no configuration of ours."""
+    file = tmp_path / "peer.safetensors"
+    model: Any = nn.Linear(2, 2)
+    model.pretrained_cfg = {"architecture": "mobilenetv3_small_100"}
+    save_weights(model, file, class_names=("cat", "dog"))
+    size, said = training_size(
+        str(folder / "val"), "efficientvit_m0", img_size=None, weights=str(file)
+    )
+    assert (size, said) == (None, "")
+    command = ["train", "efficientvit_m0", "--data", str(folder), "--recipe", "finetune"]
+    assert main([*command, "--weights", str(file), "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "weights: expected those of efficientvit_m0, got mobilenetv3_small_100 in" in line
 
 
 def test_a_small_folder_gets_a_small_batch() -> None:

@@ -46,8 +46,9 @@ def training_size(
     if weights == "timm":
         return native_img_size(model), ""
     card = weights_card(weights) if weights is not None else None
-    if card is not None:
-        height, width = card["config"]["img_size"]
+    own = (card or {}).get("config", {}).get("img_size")  # timm's models state none there
+    if own is not None:
+        height, width = own
         said = f"images brought to {height}x{width} pixels, the size of the weights"
         return (height, width), f"{said} (--img-size changes it)"
     common = common_img_size(name)

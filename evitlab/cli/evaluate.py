@@ -52,10 +52,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     from evitlab.models.zoo import load_model, model_name
     from evitlab.records import write_atomically
     from evitlab.training.evaluation import accuracy_of, predict
-    from evitlab.training.per_class import report_of
+    from evitlab.training.per_class import check_classes, report_of
 
     model = load_model(args.weights)
     data = _open(args, model)
+    if args.per_class:
+        check_classes(model, data)
     predictions = predict(model, data, batch_size=args.batch_size, device=args.device)
     where = f"{data.title} ({data.split}), {len(predictions)} images{skipped(data)}"
     if args.predictions:

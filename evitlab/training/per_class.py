@@ -49,7 +49,7 @@ def report_of(predictions: Predictions, *, model: str, split: str) -> Classifica
         split: what the images are of their set.
 
     Raises:
-        ValueError: the images have no labels.
+        ValueError: the images have no labels, or a predicted class has no name.
     """
     accuracy = accuracy_of(predictions)
     assert predictions.labels is not None, "accuracy_of has refused these"
@@ -79,21 +79,42 @@ def report_of(predictions: Predictions, *, model: str, split: str) -> Classifica
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
-    """int64 [K, K]: images by true class (rows) and predicted class (columns)."""
+    """int64 [K, K]: images by true class (rows) and predicted class (columns).
+
+    Args:
+        labels: int64 [N], the true classes.
+        predicted: int64 [N], the model's.
+        num_classes: K.
+
+    Raises:
+        ValueError: a class outside 0..K - 1, which would count in another's cell.
+    """
+    for name, classes in (("labels", labels), ("predicted", predicted)):
+        least, most = (int(bound) for bound in classes.aminmax())
+        if least < 0 or most >= num_classes:
+            wrong = least if least < 0 else most
+            raise ValueError(
+                f"{name}: expected classes 0..{num_classes - 1}, as many as have names, got {wrong}"
+            )
     cells = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return cells.view(num_classes, num_classes)
 
 
 def check_classes(model: nn.Module, data: AnyDataset) -> None:
     """Raise a ValueError where a model and data do not have the same classes, in the same order."""
-    named = getattr(model, "class_names", None) or data.class_names
-    count = getattr(model, "num_classes", len(named))
-    if count != data.num_classes or tuple(named) != tuple(data.class_names):
+    named = tuple(getattr(model, "class_names", None) or ())
+    count = getattr(model, "num_classes", len(named) or data.num_classes)
+    if count == data.num_classes and named in ((), tuple(data.class_names)):
+        return
+    got = f"{data.num_classes} ({', '.join(data.class_names[:3])}, …)"
+    if not named:
         raise ValueError(
-            f"data: expected the model's {count} classes ({', '.join(named[:3])}, …), got "
-            f"{data.num_classes} ({', '.join(data.class_names[:3])}, …); match_classes brings "
-            "data to a model's classes"
+            f"data: expected the {count} classes of the model, which carries no names, got {got}"
         )
+    raise ValueError(
+        f"data: expected the model's {count} classes ({', '.join(named[:3])}, …), got {got}; "
+        "match_classes brings data to a model's classes"
+    )
 
 
 def _confused(matrix: Tensor, names: tuple[str, ...]) -> tuple[ConfusedPair, ...]:
