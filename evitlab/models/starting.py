@@ -63,7 +63,7 @@ def starting_model(
         model = create_model(small_image_name(name, img_size), **changes)
     if weights is None:
         return model, ()
-    drawn = {key: model.state_dict()[key].clone() for key in _classifier(model)}
+    drawn = {key: model.state_dict()[key].clone() for key in classifier_keys(model)}
     report = load_weights(model, weights, strict=False)
     if report.unexpected and all(key.startswith(_SECOND_HEAD) for key in report.unexpected):
         # Weights without a card that were distilled: what they compute is the mean of both heads.
@@ -100,7 +100,7 @@ def weights_card(weights: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
 
 
-def _classifier(model: Any) -> tuple[str, ...]:
+def classifier_keys(model: Any) -> tuple[str, ...]:
     """State-dict keys of the final linear layers."""
     said = model.pretrained_cfg["classifier"]
     layers = (said,) if isinstance(said, str) else said

@@ -7,7 +7,7 @@ machine or a GPU, and one that fails or is killed leaves the others alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from evitlab.analysis.conditions import cpu_threads
 from evitlab.datasets import AnyDataset, default_dataset_name, open_dataset
 from evitlab.models.finer import finer_features
+from evitlab.models.starting import classifier_keys, weights_card
 from evitlab.models.weights import load_weights
 from evitlab.models.zoo import create_model, list_models
 from evitlab.records import Record, TrainingRecord
@@ -161,8 +162,14 @@ class Training:
             open_dataset(name, "val", img_size=self.img_size, limit=self.val_limit),
         )
 
-    def build(self, num_classes: int) -> Any:
-        """The model as it is before training; weights are drawn from torch's own generator."""
+    def build(self, num_classes: int, class_names: Sequence[str] | None = None) -> Any:
+        """The model as it is before training; weights are drawn from torch's own generator.
+
+        Args:
+            num_classes: outputs of the model.
+            class_names: of the data; a classifier of other names in `weights` is left out, also
+                where there are as many. None: only their number tells them apart.
+        """
         if self.model in list_models():
             model = create_model(
                 self.model, img_size=self.img_size, num_classes=num_classes, **self.overrides
@@ -172,9 +179,16 @@ class Training:
                 self.model, img_size=self.img_size, num_classes=num_classes
             )
         if self.weights is not None:
+            state = model.state_dict()
+            drawn = {key: state[key].clone() for key in classifier_keys(model)}
             report = load_weights(model, self.weights, strict=False)
             if report.missing or report.unexpected:
                 load_weights(model, self.weights)  # says what does not fit
+            card = weights_card(self.weights)
+            theirs = tuple(card["class_names"]) if card is not None else ()
+            if class_names is not None and theirs and theirs != tuple(class_names):
+                for key, values in drawn.items():
+                    state[key].copy_(values)
         return model
 
     def run(self, folder: Path, conditions: Conditions) -> tuple[Any, TrainingRecord]:
@@ -182,7 +196,7 @@ class Training:
         train_data, val_data = self.data(conditions)
         with cpu_threads(conditions.threads), torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
-            model = self.build(train_data.num_classes)
+            model = self.build(train_data.num_classes, train_data.class_names)
             record = train(
                 model,
                 train_data,

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from evitlab.analysis.conditions import cpu_threads
+from evitlab.models.starting import weights_card
 from evitlab.models.weights import find_checkpoint
 from evitlab.records import Accuracy, Record, TrainingRecord
 from evitlab.studies.base import SMOKE, Budget, Conditions, Run, Study, Training, lab_budget
@@ -45,6 +46,12 @@ def training(conditions: Conditions) -> Training:
 def _evaluate(size: int, folder: Path, conditions: Conditions) -> Accuracy:
     todo = replace(training(conditions), img_size=size)
     _, val_data = todo.data(conditions)
+    known = (weights_card(WEIGHTS) or {}).get("class_names", ())
+    if tuple(known) != val_data.class_names:
+        raise ValueError(
+            f"data: expected the classes of {WEIGHTS} ({', '.join(known[:3])}, …), got those of "
+            f"{val_data.title} ({', '.join(val_data.class_names[:3])}, …)"
+        )
     with cpu_threads(conditions.threads), torch.random.fork_rng([]):
         found = evaluate(todo.build(val_data.num_classes), val_data, device=conditions.device)
     return replace(found, environment=replace(found.environment, scale=conditions.scale))
