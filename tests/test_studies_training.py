@@ -105,10 +105,82 @@ def test_the_lab_trains_longer_on_a_gpu() -> None:
     assert lab_budget(Conditions("lab", device="cuda:0"), cpu=cpu, gpu=gpu) is gpu
 
 
+def test_a_classifier_of_as_many_other_classes_is_left_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    names = tuple("abc")
+    source = create_model(SMALL, img_size=32, num_classes=3)
+    path = save_weights(source, tmp_path / "source.safetensors", class_names=names)
+    todo = Training(SMALL, weights=path)
+    for classes, kept in ((names, True), (("a", "b", "d"), False)):
+        state = todo.build(3, classes).state_dict()
+        same = {key for key, value in source.state_dict().items() if torch.equal(value, state[key])}
+        others = state.keys() - {"head.linear.weight", "head.linear.bias"}
+        assert others <= same and ("head.linear.weight" in same) == kept
+
+
+def test_weights_of_other_classes_are_not_evaluated(tmp_path: Path) -> None:
+    (run,) = (run for run in resolution.STUDY.runs("smoke") if run.name.startswith("before"))
+    with pytest.raises(ValueError) as raised:
+        run.carry_out(tmp_path, Conditions("smoke", data="embedded", device="cpu"))
+    message = one_line(raised)
+    assert message.startswith("data: expected the classes of efficientvit_m0_cifar10 (airplane, ")
+    assert "got those of embedded shapes (" in message
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Training]:
+    """What is asked to be trained, by its folder; nothing is, but weights are left there."""
+    asked: dict[Path, Training] = {}
+
+    def note(todo: Training, folder: Path, conditions: Conditions) -> tuple[None, None]:
+        asked[folder] = todo
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").write_text("weights")
+        return None, None
+
+    monkeypatch.setattr(Training, "run", note)
+    return asked
+
+
 @pytest.mark.parametrize("scale", ["smoke", "quick", "lab"])
-def test_transfer_gives_both_starts_the_same(scale: str) -> None:
+def test_transfer_gives_both_starts_the_same(
+    scale: str, tmp_path: Path, trainings: dict[Path, Training]
+) -> None:
     """Fine-tuning and training from scratch come in pairs that differ in their weights alone."""
-    names = {run.name for run in transfer.STUDY.runs(scale)} - {"pretrained"}
-    finetuned = {name.removeprefix("finetuned-") for name in names if name.startswith("finetuned")}
-    scratch = {name.removeprefix("scratch-") for name in names if name.startswith("scratch")}
-    assert finetuned == scratch and len(names) == 2 * len(scratch)
+    runs = transfer.STUDY.runs(scale)
+    for run in runs:
+        run.carry_out(tmp_path / run.name, Conditions(scale, device="cpu"))
+    by_name = {folder.name: todo for folder, todo in trainings.items()}
+    assert by_name.keys() == {run.name for run in runs}
+    source = tmp_path / "pretrained" / "model.safetensors"
+    starts = [name.removeprefix("scratch-") for name in by_name if name.startswith("scratch-")]
+    assert len(by_name) == 1 + 2 * len(starts)
+    for start in starts:
+        scratch, finetuned = by_name[f"scratch-{start}"], by_name[f"finetuned-{start}"]
+        assert scratch.weights is None and finetuned == replace(scratch, weights=source)
+
+
+def test_transfer_pretrains_again_where_the_weights_are_gone(
+    tmp_path: Path, trainings: dict[Path, Training]
+) -> None:
+    """In a copy that has the record of `pretrained` and not its weights."""
+    conditions = Conditions("smoke", device="cpu")
+    runs = {run.name: run for run in transfer.STUDY.runs("smoke")}
+    folder, weights = tmp_path / "finetuned-cifar10", tmp_path / "pretrained" / "model.safetensors"
+    runs[folder.name].carry_out(folder, conditions)
+    assert list(trainings) == [folder / "pretrained", folder]
+    assert trainings[folder].weights == weights and weights.is_file()
+    again = trainings.pop(folder / "pretrained")
+    runs[folder.name].carry_out(folder, conditions)
+    assert list(trainings) == [folder]  # now they are there
+    runs["pretrained"].carry_out(weights.parent, conditions)
+    assert trainings[weights.parent] == again
+
+
+def test_transfer_refuses_one_data_set_for_all_of_the_labs(
+    tmp_path: Path, trainings: dict[Path, Training]
+) -> None:
+    run = transfer.STUDY.runs("lab")[-1]
+    with pytest.raises(ValueError, match="data: expected none at the scale lab, .* got 'embedded'"):
+        run.carry_out(tmp_path, Conditions("lab", data="embedded", device="cpu"))
+    assert not trainings

@@ -2,11 +2,12 @@
 
 `pretrained` is trained on Tiny-ImageNet; for each data set NAME `finetuned-NAME` starts from it and
 `scratch-NAME` from nothing, both with the same images, recipe and epochs. Second seeds end in
-`-seed1`.
+`-seed1`. Below the scale "lab", NAME is cifar10 whatever the data are; the record says which.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -63,10 +64,26 @@ def _train(
 ) -> Record:
     todo = replace(finetuning(conditions), seed=seed)
     if conditions.scale == "lab":  # elsewhere the data set is what the conditions say
+        if conditions.data is not None:
+            raise ValueError(
+                f"data: expected none at the scale lab, whose runs name theirs ({data}), got "
+                f"{conditions.data!r}"
+            )
         todo = replace(todo, data_name=data)
     if pretrained:
-        todo = replace(todo, weights=folder.parent / "pretrained" / "model.safetensors")
+        todo = replace(todo, weights=_pretrained_weights(folder, conditions))
     return todo.run(folder, conditions)[1]
+
+
+def _pretrained_weights(folder: Path, conditions: Conditions) -> Path:
+    """Those of `pretrained`, trained again where its record is all that is left of it."""
+    weights = folder.parent / "pretrained" / "model.safetensors"
+    if not weights.is_file():
+        own = folder / "pretrained"  # runs beside this one may train it, too
+        _pretrain(own, conditions)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(own / weights.name, weights)
+    return weights
 
 
 STUDY = Study(
