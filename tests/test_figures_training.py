@@ -278,10 +278,22 @@ def test_transfer_by_hand() -> None:
 
 
 def test_a_data_set_that_the_paper_lacks_has_a_row_of_its_own() -> None:
-    runs = {**TRANSFER, "finetuned-cars": trained(top1=40.0, dataset="Cars")}
+    runs = {**TRANSFER, "finetuned-cars": trained(top1=40.0, dataset="Stanford Cars")}
     table = paper.transfer(study_frame(runs)).set_index("data")
     assert pd.isna(table.loc["cars", "paper"]) and table.loc["cars", "finetuned"] == 40.0
     assert pd.isna(table.loc["cars", "gain"])
+
+
+def test_other_data_do_not_stand_beside_the_papers_points() -> None:
+    """A short study without CIFAR-10 runs on drawn shapes under the same names."""
+    runs = {name: trained(top1=90.0, dataset="embedded shapes") for name in TRANSFER}
+    table = paper.transfer(study_frame(runs)).set_index("data")
+    assert table.loc["cifar10", ["finetuned_seeds", "scratch_seeds"]].tolist() == [0, 0]
+    assert table.loc["embedded shapes", "finetuned_seeds"] == 2
+    assert pd.isna(table.loc["embedded shapes", "paper"])
+    (axes,) = figures.table4_transfer(table.reset_index()).axes
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels[0] == "CIFAR-10\n(not run here)" and labels[-1] == "embedded shapes"
 
 
 def test_transfer_is_drawn_beside_the_papers() -> None:
