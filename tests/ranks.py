@@ -21,8 +21,9 @@ from evitlab.datasets import StreamingDataset
 from evitlab.training.distributed import Ranks, joined
 from evitlab.training.sync_norm import synchronized_norms
 
-# Every random number that does not depend on the process; steps small enough that the rounding
-# of a sum in another order does not grow.
+# Every random number that does not depend on the process. At a rate of 2e-3 losses in float32
+# would drift apart by 1e-3 within eight steps: Adam's first steps follow the sign of a gradient,
+# which rounding can decide (see sync_norm.py); in float64, or at this rate, they do not.
 ALIKE: dict[str, Any] = dict(
     epochs=3, batch_size=16, lr=1e-4, crop="resized", flip=0.5, randaugment_ops=2,
     mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, ema_decay=0.9, clip="agc",
