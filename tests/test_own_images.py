@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from small_runs import no_training, one_line, shapes, tiny_vit, write_folder
 from torch import Tensor, nn
 
@@ -41,6 +42,7 @@ from evitlab.datasets import (
     match_classes,
     without_images,
 )
+from evitlab.datasets.decoding import decode_image, image_size
 from evitlab.figures import class_accuracy, confusion_matrix, results_page
 from evitlab.training.checkpoint import save_weights
 from evitlab.training.per_class import confusion_matrix as classes_in_cells
@@ -283,6 +285,40 @@ def test_the_size_to_train_at(folder: Path, run: Path, tmp_path: Path) -> None:
     for (data, asked, weights), (size, said) in cases.items():
         found = training_size(data, "efficientvit_m0", img_size=asked, weights=weights)
         assert found[0] == size and said in found[1] and bool(said) == bool(found[1]), data
+
+
+def test_a_file_that_was_not_looked_at_may_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then all are brought to 224; as far as where training begins."""
+    begun: list[tuple[int, int]] = []
+
+    def stop(model: nn.Module, data: Dataset, val_data: Dataset, *_: Any, **__: Any) -> None:
+        begun.extend([data.img_size, val_data.img_size])
+        raise ValueError("not trained here")
+
+    monkeypatch.setattr("evitlab.training.loop.train", stop)
+    monkeypatch.setattr("evitlab.datasets.sizes._LOOKED_AT", 2)
+    root = write_folder(tmp_path / "own", {"train": shapes(9), "val": shapes(3, "val")})
+    Image.new("RGB", (30, 40)).save(root / "train" / "square" / "1.png")
+    assert common_img_size(root) == (32, 32)
+    command = ["train", "efficientvit_m0", "--data", str(root), "--recipe", "finetune"]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 2
+    assert begun == [(224, 224)] * 2
+    assert "images of several sizes brought to 224x224: resized" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_of_upright_images(suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(file, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix),
+                                    exif=exif)  # fmt: skip
+    upright = decode_image(file.getvalue())
+    assert image_size(file.getvalue()) == (upright.height, upright.width)
+    assert (upright.height > upright.width) == (orientation >= 5)
 
 
 def test_weights_that_state_no_size_are_refused_in_a_line(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from evitlab.datasets import AnyDataset
 
 _LARGEST = 224  # pixels; the files' own size is taken up to here
+_SEVERAL = "several sizes"
 
 
 def on_error(args: argparse.Namespace) -> Literal["skip", "raise"]:
@@ -54,9 +55,31 @@ def training_size(
     common = common_img_size(name)
     if common is not None and max(common) <= _LARGEST:
         return None, ""
-    what = f"{common[0]}x{common[1]} pixels" if common else "several sizes"
-    said = f"images of {what} brought to {_LARGEST}x{_LARGEST}: resized, then cut from the centre"
-    return _LARGEST, f"{said} (--img-size changes it)"
+    return _LARGEST, _brought(f"{common[0]}x{common[1]} pixels" if common else _SEVERAL)
+
+
+def open_training(
+    name: str, size: int | tuple[int, int] | None, args: argparse.Namespace
+) -> tuple[AnyDataset, str]:
+    """The training images at a size of `training_size`, and in words where that did not hold.
+
+    Not every file of a large set was looked at for it: where one turns out to be of another size
+    than the rest, all are brought to 224 pixels.
+    """
+    from evitlab.datasets import SizesDiffer, open_dataset
+
+    options: dict[str, Any] = dict(limit=args.limit, on_error=on_error(args))
+    try:
+        return open_dataset(name, "train", img_size=size, **options), ""
+    except SizesDiffer:
+        return open_dataset(name, "train", img_size=_LARGEST, **options), _brought(_SEVERAL)
+
+
+def _brought(what: str) -> str:
+    return (
+        f"images of {what} brought to {_LARGEST}x{_LARGEST}: resized, then cut from the centre "
+        "(--img-size changes it)"
+    )
 
 
 def check_training_classes(

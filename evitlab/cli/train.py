@@ -7,7 +7,13 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evitlab.cli.data import check_training_classes, on_error, skipped, training_size
+from evitlab.cli.data import (
+    check_training_classes,
+    on_error,
+    open_training,
+    skipped,
+    training_size,
+)
 from evitlab.cli.parser import AddCommand
 from evitlab.records import TrainingRecord
 
@@ -106,9 +112,7 @@ def _train(args: argparse.Namespace) -> None:
     size, of_size = training_size(
         name, args.model, img_size=args.img_size, weights=args.weights
     )
-    train_data = open_dataset(
-        name, "train", img_size=size, limit=args.limit, on_error=on_error(args)
-    )
+    train_data, of_files = open_training(name, size, args)
     # The training images decide, also where the validation files are of another size.
     val_data = open_dataset(name, "val", img_size=train_data.img_size, on_error=on_error(args))
     lacking = check_training_classes(train_data, val_data, limited=args.limit is not None)
@@ -131,7 +135,7 @@ def _train(args: argparse.Namespace) -> None:
         )
         if teacher is not None:
             said += (_taught(model, teacher, recipe.distillation),)
-        for line in filter(None, (of_size, of_batch, *lacking, *said)):
+        for line in filter(None, (of_size, of_files, of_batch, *lacking, *said)):
             print(line)
         record = train(
             model,

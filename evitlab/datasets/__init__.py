@@ -1,7 +1,7 @@
 """Data sets by name or path; see `open_dataset`."""
 
 from evitlab.datasets.classes import listed, match_classes, without_images
-from evitlab.datasets.decoding import OnError
+from evitlab.datasets.decoding import OnError, SizesDiffer
 from evitlab.datasets.folders import holds_photographs
 from evitlab.datasets.hub import NAMED_SETS, data_home, is_at_hand
 from evitlab.datasets.memory import Dataset
@@ -21,6 +21,7 @@ __all__ = [
     "AnyDataset",
     "Dataset",
     "OnError",
+    "SizesDiffer",
     "StreamingDataset",
     "common_img_size",
     "data_home",

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 # Above this a file is refused before a pixel is decoded: 0.27 GB as RGB.
@@ -22,9 +22,14 @@ _JPEG_TABLE_SUM = 3688
 _PROGRESS_DELAY_S = 2.0
 # Where Pillow keeps metadata that may hold an orientation; TIFF it turns upright by itself.
 _ORIENTATION_KEYS = frozenset({"exif", "xmp", "Raw profile type exif"})
+_ON_THEIR_SIDE = (5, 6, 7, 8)  # orientations that swap height and width
 _CHUNK = 64
 
 OnError = Literal["raise", "skip"]
+
+
+class SizesDiffer(ValueError):
+    """Images of several sizes, where no size to bring them to was given."""
 
 
 def decode_image(data: bytes, *, where: str = "image") -> Image.Image:
@@ -64,10 +69,15 @@ def decode_image(data: bytes, *, where: str = "image") -> Image.Image:
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) by the file's header, before it is turned upright; None: not readable."""
+    """(height, width) of the upright image, by the file's header; None: not readable."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
+            height, width = image.height, image.width
+            # Asked of other files, Pillow would decode a PNG to look for it.
+            if image.info.keys() & _ORIENTATION_KEYS:
+                if image.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE:
+                    return width, height
+            return height, width
     except Exception:  # as in `decode_image`: plugins raise what they like on corrupt files
         return None
 
@@ -138,7 +148,8 @@ def decode_all(
         uint8 [N, 3, H, W] and int64 [N], the indices of the images that are in it.
 
     Raises:
-        ValueError: an image cannot be decoded, or the sizes differ and `img_size` is None.
+        ValueError: an image cannot be decoded.
+        SizesDiffer: the sizes differ and `img_size` is None.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
@@ -184,8 +195,8 @@ def decode_all(
     return images[: len(done)], np.array(done, np.int64)
 
 
-def _sizes_differ(first: tuple[int, ...], second: tuple[int, ...], where: str) -> ValueError:
-    return ValueError(
+def _sizes_differ(first: tuple[int, ...], second: tuple[int, ...], where: str) -> SizesDiffer:
+    return SizesDiffer(
         f"img_size: the images differ in size ({first[0]}x{first[1]}, then "
         f"{second[0]}x{second[1]} in {where}); give the size to bring them to"
     )

@@ -59,7 +59,8 @@ def open_dataset(
 
     Raises:
         ValueError: neither a known name nor a path; no image in it; no such split; a corrupt
-            image; labels outside the classes; images of several sizes with `img_size=None`.
+            image; labels outside the classes.
+        SizesDiffer: images of several sizes with `img_size=None`; a ValueError as well.
         FileNotFoundError: a named set that is neither at hand nor to be fetched.
     """
     if split not in (*SPLITS, "all"):

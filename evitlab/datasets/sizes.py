@@ -22,7 +22,10 @@ def common_img_size(
         split: as in `open_dataset`.
 
     Returns:
-        None where they differ, or where no file can be read.
+        None where they differ, or where no file can be read. Sizes are of upright images.
+
+    Pitfall: of a larger set an image that was not looked at may differ; `open_dataset` then
+        raises `SizesDiffer`.
 
     Raises:
         ValueError: see `open_dataset`.
