@@ -1,5 +1,7 @@
 """The depthwise convolution gives what nn.Conv2d gives, on maps of every size."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ SIZES = [
 ]  # fmt: skip
 
 
-def pair(kernel: int, *, channels: int = 6, **options) -> tuple[DepthwiseConv, nn.Conv2d]:
+def pair(kernel: int, *, channels: int = 6, **options: Any) -> tuple[DepthwiseConv, nn.Conv2d]:
     """Ours and torch's with the same weights."""
     options = {"padding": kernel // 2, "bias": False, **options}
     ours = DepthwiseConv(channels, channels, kernel, groups=channels, **options)

@@ -100,7 +100,7 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
-def drawn(axes: Axes, gid: str) -> list[list[tuple[float, float]]]:
+def drawn(axes: Axes, gid: str) -> Any:
     """The points of each line with this mark."""
     return [
         [(float(x), float(y)) for x, y in np.asarray(line.get_xydata())]
@@ -335,7 +335,8 @@ def test_seeds_are_a_band_around_their_mean() -> None:
     assert first == [(e, pytest.approx((200 / 60 + 200 / 63) / 2 / e)) for e in (1, 2, 3)]
     assert second == [(e, pytest.approx(4 / e)) for e in (1, 2, 3)]
     (band,) = [found for found in top1.collections if found.get_gid() == "band"]
-    heights = {round(float(y), 6) for x, y in band.get_paths()[0].vertices if x == 3}
+    corners = np.asarray(band.get_paths()[0].vertices)
+    heights = {round(float(y), 6) for x, y in corners if x == 3}
     assert heights == {60.0, 63.0}
     shown = " ".join(texts(figure))
     assert "mean of 1 or 2 seeds; band: from the lowest seed to the highest" in shown
@@ -366,7 +367,7 @@ def test_seeds_of_different_length_are_refused() -> None:
 # Planned cost
 
 
-def speeds(hardware: str = "cpu", **ms: float) -> SpeedRecord:
+def speeds(hardware: str = "cpu", /, **ms: float) -> SpeedRecord:
     rows = [
         SpeedRow(model, task, batch, value * scale, 1.0, 1.0, 1.0, 1.0)
         for model, value in ms.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -61,8 +62,8 @@ def test_row_7_widens_queries_and_keys_to_the_values() -> None:
 def test_peers_keep_four_times_finer_features(name: str) -> None:
     """At 32 pixels they see what they see at 128: the same map before the pooling."""
     with torch.no_grad():
-        ours = finer_features(name, num_classes=10).eval()
-        theirs = timm.create_model(name, num_classes=10).eval()
+        ours: Any = finer_features(name, num_classes=10).eval()
+        theirs: Any = timm.create_model(name, num_classes=10).eval()
         theirs.load_state_dict(ours.state_dict())
         shape = ours.forward_features(torch.zeros(1, 3, 32, 32)).shape
         assert shape == theirs.forward_features(torch.zeros(1, 3, 128, 128)).shape

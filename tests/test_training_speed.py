@@ -1,6 +1,7 @@
 """What makes a training step quick changes none of its numbers."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +16,13 @@ from evitlab.training.optimizer import clip_adaptively
 def test_adaptive_clipping_is_timms_to_the_bit():
     torch.manual_seed(0)
     shapes = [(8, 3, 3, 3), (6, 4), (5,), (7, 1, 1, 1)]
-    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    ours: list[Any] = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     ours.append(nn.Parameter(torch.zeros(4, 2)))  # a new weight: no norm yet
     ours.append(nn.Parameter(torch.ones(3)))  # has no gradient
     for weight, size in zip(ours[:-1], itertools.cycle((1e-3, 10.0)), strict=False):
         weight.grad = size * torch.randn_like(weight)
     ours[0].grad[0] = 0  # a row without a gradient
-    theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
+    theirs: list[Any] = [nn.Parameter(weight.detach().clone()) for weight in ours]
     for copy, weight in zip(theirs, ours, strict=True):
         copy.grad = None if weight.grad is None else weight.grad.clone()
     before = [weight.grad.clone() for weight in ours[:-1]]
@@ -83,9 +84,9 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
 def test_gradients_stay_channels_last():
     """Else BatchNorm's backward pass, many times slower, runs in the other layout."""
     model = tiny_vit().train().to(memory_format=torch.channels_last)
-    seen: list[torch.Tensor] = []
+    seen: list[Any] = []
     hooks = [
-        module.register_full_backward_hook(lambda module, into, out: seen.append(out[0]))
+        module.register_full_backward_hook(lambda module, into, out: seen.append(out[0]))  # type: ignore[index]
         for module in model.modules()
         if isinstance(module, nn.BatchNorm2d)
     ]

@@ -66,7 +66,7 @@ def run_timm_loop(
     Args:
         recipe: what of it timm's parts can do: RandAugment, mixing, erasing, AdamW, AGC, EMA.
     """
-    model.train().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train().to(device).to(memory_format=torch.channels_last)
     magnitude, std = f"{recipe.randaugment_magnitude:g}", f"{recipe.randaugment_std:g}"
     transform = create_transform(
         data.img_size[0],

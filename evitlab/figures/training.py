@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -49,18 +50,19 @@ def draw_curves(loss: Axes, top1: Axes, records: Sequence[TrainingRecord]) -> No
         color = PALETTE[i % len(PALETTE)]
         epochs = [log.epoch for log in record.history]
         train_loss = [log.train_loss for log in record.history]
-        dashes = {"ls": (0, (4, 2)), "lw": 1.2, "label": "training"}
+        dashes: dict[str, Any] = {"ls": (0, (4, 2)), "lw": 1.2, "label": "training"}
         loss.plot(epochs, train_loss, **_curve(color, len(epochs)), **dashes)
         checked = [log for log in record.history if log.val_top1 is not None]
         curve = _curve(color, len(checked))
         with_loss = [log for log in checked if log.val_loss is not None]
         loss.plot(
             [log.epoch for log in with_loss],
-            [log.val_loss for log in with_loss],
+            np.array([log.val_loss for log in with_loss], float),
             label="validation",
             **curve,
         )
-        top1.plot([log.epoch for log in checked], [log.val_top1 for log in checked], **curve)
+        reached = np.array([log.val_top1 for log in checked], float)
+        top1.plot([log.epoch for log in checked], reached, **curve)
         top1.plot(epochs[-1], record.final.top1, marker="o", ms=6, color=color, ls="none")
         name = f"{record.model}  " if len(records) > 1 else ""
         ends.append((epochs[-1], record.final.top1, f"{name}{record.final.top1:.1f} %", color))

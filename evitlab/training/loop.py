@@ -176,7 +176,7 @@ def _run_epochs(
     names, last = train_data.class_names, out / "checkpoints" / "last.pt"
     model.to(memory_format=torch.channels_last)
     synced = recipe.sync_norm and ranks.size > 1
-    step_model = ranks.parallel(model, share_buffers=not synced)
+    step_model: Any = ranks.parallel(model, share_buffers=not synced)
     step_model = torch.compile(step_model) if recipe.compile else step_model
     optimizer = build_optimizer(model, recipe)
     ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None

@@ -40,7 +40,7 @@ _CIRCUMSTANCES: dict[str, Callable[[], Any]] = {
 _SETTINGS: dict[str, Callable[[Recipe], Any]] = {
     "batch_total": lambda r: r.batch_size,
     "epochs": lambda r: r.epochs,
-    "optimizer": lambda r: type(build_optimizer(_small_model(), r)).__name__.lower(),
+    "optimizer": lambda r: _optimizer(r),
     "betas": lambda r: "timm default" if r.betas == _adamw_betas() else r.betas,
     "opt_eps": lambda r: r.eps,
     "base_lr": lambda r: r.lr,
@@ -142,7 +142,7 @@ def compare_recipe(name: str = "imagenet") -> pd.DataFrame:
     """
     published = protocol(name)
     ours, why = RECIPES[name], _WHY if name == "imagenet" else _WHY_FINETUNE
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for field, value in published.items():
         if field in _CIRCUMSTANCES:
             rows.append((field, value, _CIRCUMSTANCES[field](), None, "no part of the recipe"))
@@ -203,6 +203,10 @@ def _small_model() -> Any:
         "efficientvit_m0_p4", img_size=32, num_classes=2, depth=(1, 1, 1), embed_dim=(16, 16, 16),
         num_heads=(1, 1, 1), key_dim=(4, 4, 4),
     )  # fmt: skip
+
+
+def _optimizer(recipe: Recipe) -> str:
+    return type(build_optimizer(_small_model(), recipe)).__name__.lower()
 
 
 def _adamw_betas() -> Any:
