@@ -199,18 +199,25 @@ def test_record_says_all_about_the_run(finished: tuple[Path, TrainingRecord]) ->
     assert json.loads((out / "recipe.json").read_text())["recipe"]["lr"] == 5e-3
 
 
+# Relative, of a loss. A run's kernels lie channels-last in memory, those of a file do not, so that
+# the same float32 products are summed in another order.
+SAME_WEIGHTS = 1e-6
+
+
 def test_final_weights_give_the_recorded_accuracy(finished: tuple[Path, TrainingRecord]) -> None:
     out, record = finished
     again = evaluate(load_model(out), shapes(24))
-    for name in ("top1", "top5", "loss", "n"):
+    for name in ("top1", "top5", "n"):
         assert getattr(again, name) == getattr(record.final, name), name
+    assert again.loss == pytest.approx(record.final.loss, rel=SAME_WEIGHTS)
 
 
 def test_best_weights_are_those_of_the_best_epoch(finished: tuple[Path, TrainingRecord]) -> None:
     out, record = finished
     best = evaluate(load_model(out / "checkpoints" / "best.safetensors"), shapes(24))
     log = record.history[record.best_epoch - 1]
-    assert (best.top1, best.loss) == (log.val_top1, log.val_loss)
+    assert best.top1 == log.val_top1
+    assert best.loss == pytest.approx(log.val_loss, rel=SAME_WEIGHTS)
 
 
 def test_a_finished_run_is_not_trained_again(finished: tuple[Path, TrainingRecord]) -> None:
