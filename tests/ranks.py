@@ -10,7 +10,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from small_runs import plain_net, recipe, shapes, tiny_vit, write_folder
@@ -86,7 +86,7 @@ def streamed(root: Path, ranks: Ranks) -> list[list[int]]:
 
     StreamingDataset.batches = spy  # type: ignore[method-assign]
     sets = [open_dataset(root, split, img_size=32, streaming=True) for split in ("train", "val")]
-    data, val = (dataclasses.replace(one, num_workers=1) for one in sets)  # type: ignore[type-var]
+    data, val = (dataclasses.replace(cast(Any, one), num_workers=1) for one in sets)
     train(plain_net(), data, val, recipe(batch_size=5, epochs=1), out_dir=root / "run")
     return ranks.gather(places)
 
