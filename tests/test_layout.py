@@ -26,7 +26,7 @@ ALLOWED = {
     "resources": set(),
     "schema": set(),
     "records": {"schema", "resources"},
-    "paper": {"resources"},
+    "paper": {"resources", "datasets"},  # what the data sets are called
     "models": {"resources"},  # nothing but itself, and where data/checkpoints lies
     "analysis": {"datasets", "models", "records", "training"},
     "figures": {"records", "paper", "resources"},
