@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
+from evitlab.analysis.memory import peak_resident_mib
 from evitlab.analysis.roofline import measure_roofline
 from evitlab.analysis.timm_loop import run_timm_loop, timm_twin
 from evitlab.datasets import EMBEDDED, Dataset, is_at_hand, open_dataset
@@ -232,12 +230,7 @@ def _loop(
 
 
 def _peak_mib(device: str) -> float:
-    """Memory of this process at most so far: resident, or torch's on a GPU."""
+    """Memory of this process at most so far: resident, or torch's on a GPU; 0: not known."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
-    try:  # of this program alone: what `getrusage` counts begins with the parent's
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
-    except (OSError, IndexError):  # not Linux
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes
+    return peak_resident_mib() or 0.0

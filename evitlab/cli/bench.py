@@ -282,11 +282,14 @@ def _train(args: argparse.Namespace) -> None:
           .to_string(index=False, float_format="{:.2f}".format))  # fmt: skip
     for row in record.ratios:
         ours, timms = (loop for loop in record.loops if loop.model == row.model)
+        memory = "memory not known"
+        if timms.peak_mib:
+            memory = f"{ours.peak_mib / timms.peak_mib:.2f} times its memory"
         print(
             f"{row.model}: {row.ratio:.2f} times timm's loop (quartiles {row.ratio_low:.2f} to "
             f"{row.ratio_high:.2f}), {row.compute_ratio:.2f} without its input; input "
             f"{ours.input_share:.1%} of the step (timm's {timms.input_share:.1%}); "
-            f"{ours.peak_mib / timms.peak_mib:.2f} times its memory; "
+            f"{memory}; "
             f"{row.floor_ms / ours.step_ms:.0%} of the peak"
         )
     print(f"milliseconds a step, median of {record.rounds} rounds in turns; {record.batch_size} "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import count, cycle
@@ -11,6 +10,7 @@ from itertools import count, cycle
 from tqdm.auto import tqdm
 
 from evitlab.analysis.conditions import cpu_threads
+from evitlab.analysis.memory import peak_resident_mib
 from evitlab.explorer.widget import AttentionExplorer
 from evitlab.records import ExplorerCost, ExplorerStep, environment_card, quartiles
 
@@ -119,13 +119,4 @@ def _interact(explorer: AttentionExplorer, interactions: int, *, seed: int) -> f
             explorer.ablate(off=draw.random() < 0.5)
         else:
             explorer.restore()
-    return _peak_mib()
-
-
-def _peak_mib() -> float | None:
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak / (2**20 if sys.platform == "darwin" else 2**10))
+    return peak_resident_mib()

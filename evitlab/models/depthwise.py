@@ -19,8 +19,8 @@ from torch import Tensor, nn
 class DepthwiseConv(nn.Conv2d):
     """`nn.Conv2d` with one kernel per channel; [B, C, H, W] -> same, or as the stride has it.
 
-    The outputs are nn.Conv2d's to the bit; so is the images' gradient. Pitfall: where the other
-    formula is used the weights' gradient is summed in another order, so its last bits differ.
+    The outputs are nn.Conv2d's to the bit. Pitfall: where the other formula is used the weights'
+    gradient is summed in another order, so its last bits differ.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

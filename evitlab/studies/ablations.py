@@ -105,7 +105,7 @@ def _models(variants: tuple[str, ...]) -> dict[str, Any]:
 
 
 def training(conditions: Conditions) -> Training:
-    """The budget of each run; on a GPU M4, on a CPU M0, which an hour suffices for."""
+    """The budget of each run; on a GPU M4, on a CPU M0, which takes minutes."""
     if conditions.scale == "smoke":
         return Training("efficientvit_m0_p4").within(SMOKE)
     changes = {"batch_size": 64}  # more steps out of a short run

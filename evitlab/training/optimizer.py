@@ -145,7 +145,7 @@ def _layers(model: nn.Module) -> dict[str, int]:
 def clip_adaptively(weights: Sequence[nn.Parameter], factor: float, eps: float = 1e-3) -> None:
     """Shrink gradients, row by row, to at most `factor` of the norm of the weights' row.
 
-    The values are those of timm's `adaptive_clip_grad`, to the bit, in a third of its operators.
+    The values are those of timm's `adaptive_clip_grad`, to the bit, with fewer operators.
 
     Args:
         weights: those without a gradient are passed over; a row is all that belongs to one output.
