@@ -43,12 +43,14 @@ def add(command: AddCommand) -> None:
     evaluate.add_argument("--skip-corrupt", action="store_true", help="skip unreadable images")
     evaluate.add_argument("--batch-size", type=int, default=256, metavar="N")
     evaluate.add_argument("--device", help="cpu, cuda, mps (default: cpu)", default="cpu")
+    evaluate.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     evaluate.add_argument("--json", metavar="FILE",
                           help="also write the record there; with --per-class the whole confusion "
                           "matrix")  # fmt: skip
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from evitlab.analysis.conditions import cpu_threads
     from evitlab.models.zoo import load_model, model_name
     from evitlab.records import write_atomically
     from evitlab.training.evaluation import accuracy_of, predict
@@ -58,7 +60,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     data = _open(args, model)
     if args.per_class:
         check_classes(model, data)
-    predictions = predict(model, data, batch_size=args.batch_size, device=args.device)
+    with cpu_threads(args.threads):
+        predictions = predict(model, data, batch_size=args.batch_size, device=args.device)
     where = f"{data.title} ({data.split}), {len(predictions)} images{skipped(data)}"
     if args.predictions:
         table = predictions.to_frame().to_csv(
