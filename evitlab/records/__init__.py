@@ -36,6 +36,7 @@ from evitlab.records.comparison import (
     WidthSpeed,
     quartiles,
 )
+from evitlab.records.detection import BoxAP, DetectionLog, DetectionRecord
 from evitlab.records.environment import SCALES, Environment, environment_card
 from evitlab.records.explorer_cost import ExplorerCost, ExplorerStep
 from evitlab.records.heads import (
@@ -92,6 +93,7 @@ __all__ = [
     "BlockHeads",
     "BlockNode",
     "BlockTrace",
+    "BoxAP",
     "CaptureRow",
     "CaptureSweep",
     "ChannelCut",
@@ -104,6 +106,8 @@ __all__ = [
     "ConfusedPair",
     "DataPathRow",
     "DeployRatios",
+    "DetectionLog",
+    "DetectionRecord",
     "Environment",
     "ExplorerCost",
     "ExplorerStep",
