@@ -24,6 +24,8 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int] | None = None) 
             `pretrained_cfg["input_size"]`.
         img_size: int or (height, width).
 
+    Of a detector, all but the selection of boxes is counted.
+
     Paper: what Tables 1 to 3 call FLOPs are MACs; torch's counter counts 2 for each, and nothing
     for fused attention on a CPU, hence the unfused kernel here.
     """
@@ -49,6 +51,8 @@ def _counted(model: nn.Module, img_size: int | tuple[int, int] | None) -> FlopCo
     )
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or default
     ghost = copy.deepcopy(model).to("meta").eval()
+    if hasattr(ghost, "forward_dense"):  # a detector: what it selects boxes with needs values
+        ghost.forward = ghost.forward_dense
     dtype = next(iter(ghost.parameters()), torch.empty(0)).dtype
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:

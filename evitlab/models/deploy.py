@@ -19,6 +19,7 @@ Shape legend: B images, C channels, H x W the feature map, N tokens of a window.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
@@ -27,6 +28,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet
 
 from evitlab.models.config import EfficientViTConfig
 from evitlab.models.deployed_layers import (
@@ -56,13 +58,14 @@ def deploy(model: nn.Module) -> Any:
 
     Args:
         model: an EfficientViT, a baseline or timm's ViT, DeiT or Swin, pruned or not, in evaluation
-            mode; any image size, device and dtype, which the result keeps.
+            mode; any image size, device and dtype, which the result keeps. Of a detector the
+            backbone is rewritten, which has to be one of these.
 
     Returns:
         A `DeployedEfficientViT` or `DeployedTransformer`: [B, in_chans, H, W] images ->
         [B, num_classes] logits, equal up to rounding (at most 1e-5 of the largest logit in
         float32). It stays in evaluation mode and takes no state dict: load the weights into the
-        model and deploy that.
+        model and deploy that. A detector stays a `RetinaNet`.
 
     Raises:
         ValueError: another kind of model, a model in training mode, or an EfficientViT with norms
@@ -72,6 +75,8 @@ def deploy(model: nn.Module) -> Any:
     """
     if isinstance(model, DEPLOYED):
         return model
+    if isinstance(model, RetinaNet):
+        return _deployed_detector(model)
     if not isinstance(model, (EfficientViT, VisionTransformer, SwinTransformer)):
         raise ValueError(
             "model: expected an EfficientViT, or a ViT, DeiT or Swin of timm, got "
@@ -83,6 +88,21 @@ def deploy(model: nn.Module) -> Any:
         if isinstance(model, EfficientViT):
             return DeployedEfficientViT(model)
         return DeployedTransformer(model)
+
+
+def _deployed_detector(detector: Any) -> RetinaNet:
+    """A copy with its backbone deployed; boxes and scores are equal up to rounding."""
+    body = deploy(detector.backbone.body)
+    if body is detector.backbone.body:
+        return detector
+    whole = detector.backbone.body
+    detector.backbone.body = nn.Identity()  # not copied: its place is taken
+    try:
+        deployed = copy.deepcopy(detector)
+    finally:
+        detector.backbone.body = whole
+    deployed.backbone.body = body
+    return deployed.eval()
 
 
 class DeployedEfficientViT(nn.Module):
@@ -119,10 +139,19 @@ class DeployedEfficientViT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] -> [B, C, H', W'], a view of channels-last memory."""
+        return self.forward_stages(x)[-1]
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """[B, in_chans, H, W] -> the map of each stage, finest first, as `feature_info` says."""
         check_images(x, self.config)
         for layer in self.patch_embed:
             x = layer(x) if isinstance(layer, Convolution) else in_place(layer, x)
-        return self.stages(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
+        x = x.permute(0, 2, 3, 1).contiguous()
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x.permute(0, 3, 1, 2))
+        return maps
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = x.mean((2, 3))

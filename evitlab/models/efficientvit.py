@@ -365,6 +365,16 @@ class EfficientViT(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         return self.stages(self.patch_embed(x))
 
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """[B, in_chans, H, W] -> the map of each stage, finest first, as `feature_info` says."""
+        check_images(x, self.config)
+        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
         # Pooled with the channels last: so are then the gradients of the whole last stage.
         x = x.permute(0, 2, 3, 1).mean((1, 2))

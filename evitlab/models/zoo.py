@@ -165,6 +165,11 @@ def build_from_card(card: Mapping[str, Any], **changes: Any) -> Any:
 
     Raises ValueError where the card is not of a model of this library.
     """
+    if card.get("task") == "detection":
+        raise ValueError(
+            f"expected a classifier's weights, got those of the detector {card['architecture']}; "
+            "load_detector and `evitlab detect` take it"
+        )
     model = create_model(card["architecture"], **{**card["config"], **changes})
     narrow(model, card.get("channel_widths", {}))
     model.pretrained_cfg |= {key: tuple(card[key]) for key in ("mean", "std") if card.get(key)}
