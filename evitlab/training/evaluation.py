@@ -145,7 +145,7 @@ def predict(
     ranks = current_ranks() if distributed else ALONE
     own = torch.arange(len(data)).tensor_split(ranks.size)[ranks.rank]  # in the set's order
     parts: list[tuple[Tensor, ...]] = []  # stay on the device, so that batches need not wait
-    with _evaluating(model, device=device, home=home):
+    with evaluating(model, device=device, home=home):
         batches = data.batches(own, batch_size, device=device)
         for pixels, labels in tqdm(
             batches,
@@ -208,7 +208,7 @@ def checked_device(device: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def _evaluating(model: nn.Module, *, device: torch.device, home: torch.device) -> Iterator[None]:
+def evaluating(model: nn.Module, *, device: torch.device, home: torch.device) -> Iterator[None]:
     """The model in evaluation mode on a device; modes and device come back, also after an error."""
     before = [(module, module.training) for module in model.modules()]
     try:
