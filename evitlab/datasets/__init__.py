@@ -2,6 +2,7 @@
 
 from evitlab.datasets.classes import listed, match_classes, without_images
 from evitlab.datasets.decoding import OnError, SizesDiffer
+from evitlab.datasets.detection import DetectionDataset, Detections, check_trainable
 from evitlab.datasets.folders import holds_photographs
 from evitlab.datasets.hub import NAMED_SETS, data_home, is_at_hand
 from evitlab.datasets.memory import Dataset
@@ -12,25 +13,32 @@ from evitlab.datasets.opening import (
     open_dataset,
     photograph,
 )
+from evitlab.datasets.opening_detection import SCENES, default_detection_name, open_detection
 from evitlab.datasets.sizes import common_img_size
 from evitlab.datasets.streaming import StreamingDataset
 
 __all__ = [
     "EMBEDDED",
     "NAMED_SETS",
+    "SCENES",
     "AnyDataset",
     "Dataset",
+    "DetectionDataset",
+    "Detections",
     "OnError",
     "SizesDiffer",
     "StreamingDataset",
+    "check_trainable",
     "common_img_size",
     "data_home",
     "default_dataset_name",
+    "default_detection_name",
     "holds_photographs",
+    "is_at_hand",
     "listed",
     "match_classes",
-    "is_at_hand",
     "open_dataset",
+    "open_detection",
     "photograph",
     "without_images",
 ]

@@ -1,15 +1,22 @@
 """Images with boxes, and what a detector says of an image.
 
-Shape legend: n boxes of one image; boxes are (x1, y1, x2, y2) in pixels, y down.
+Shape legend: n boxes of one image; boxes are (x1, y1, x2, y2) in pixels, y down, so that a box
+from edge to edge is (0, 0, width, height). H x W pixels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
-from evitlab.datasets.sources import Reader
+from evitlab.datasets.decoding import decode_image
+from evitlab.datasets.sources import Reader, TakenReader
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +44,11 @@ class DetectionDataset:
     name: str
     title: str
     split: str
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    image_ids: tuple[int, ...]
-    files: tuple[str, ...]
-    img_sizes: tuple[tuple[int, int], ...]
+    class_names: tuple[str, ...] = field(repr=False)
+    category_ids: tuple[int, ...] = field(repr=False)
+    image_ids: tuple[int, ...] = field(repr=False)
+    files: tuple[str, ...] = field(repr=False)
+    img_sizes: tuple[tuple[int, int], ...] = field(repr=False)
     boxes: tuple[Tensor, ...] = field(repr=False)
     labels: tuple[Tensor, ...] = field(repr=False)
     crowd: tuple[Tensor, ...] = field(repr=False)
@@ -56,8 +63,121 @@ class DetectionDataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    # To come: image(index) -> uint8 [3, H, W]; resized(index, (short, long)); take(indices);
-    # ground_truth() -> COCO dict.
+    @property
+    def num_boxes(self) -> int:
+        """Of all images; crowds left out."""
+        return sum(int((~crowd).sum()) for crowd in self.crowd)
+
+    def image(self, index: int) -> Tensor:
+        """One image at its own size, uint8 [3, H, W].
+
+        Raises:
+            ValueError: the file is no image, or not of the size that the annotations declare.
+        """
+        return _to_tensor(self._picture(index))
+
+    def resized(self, index: int, img_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """One image and its boxes, resized (bilinear, antialiased) with its aspect kept.
+
+        Args:
+            index: which image.
+            img_size: the length to give the short side, and the most that the long one may have.
+
+        Returns:
+            uint8 [3, H, W], and float32 [n, 4] in its pixels; crowds are among the boxes.
+
+        Raises:
+            ValueError: see `image`.
+        """
+        picture = self._picture(index)
+        height, width = resized_size(picture.height, picture.width, img_size)
+        factors = torch.tensor([width / picture.width, height / picture.height]).repeat(2)
+        if (height, width) != (picture.height, picture.width):
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        limits = torch.tensor([width, height], dtype=torch.float32).repeat(2)
+        return _to_tensor(picture), torch.minimum(self.boxes[index] * factors, limits)
+
+    def take(self, indices: Sequence[int] | np.ndarray | Tensor) -> DetectionDataset:
+        """The same set, restricted to some images, in the order of `indices`.
+
+        Raises:
+            ValueError: an image twice, or one that is not there.
+        """
+        chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
+        places = chosen.tolist()
+        if len(set(places)) < len(places) or any(not 0 <= i < len(self) for i in places):
+            raise ValueError(
+                f"indices: expected different numbers from 0 to {len(self) - 1}, got {places[:8]}"
+            )
+        return replace(
+            self,
+            image_ids=tuple(self.image_ids[i] for i in places),
+            files=tuple(self.files[i] for i in places),
+            img_sizes=tuple(self.img_sizes[i] for i in places),
+            boxes=tuple(self.boxes[i] for i in places),
+            labels=tuple(self.labels[i] for i in places),
+            crowd=tuple(self.crowd[i] for i in places),
+            areas=tuple(self.areas[i] for i in places),
+            read=TakenReader(self.read, chosen),
+        )
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The annotations as a COCO dict: categories and images under the file's own numbers.
+
+        Boxes are (x, y, width, height), as they are here: clipped, the empty ones left out.
+        Annotations are numbered anew from 1, as evaluators take number 0 for "no match".
+        """
+        images = [
+            {"id": number, "file_name": file, "width": width, "height": height}
+            for number, file, (height, width) in zip(
+                self.image_ids, self.files, self.img_sizes, strict=True
+            )
+        ]
+        annotations: list[dict[str, Any]] = []
+        for index, number in enumerate(self.image_ids):
+            rows = zip(
+                self.boxes[index].tolist(),
+                self.labels[index].tolist(),
+                self.crowd[index].tolist(),
+                self.areas[index].tolist(),
+                strict=True,
+            )
+            for (x1, y1, x2, y2), label, crowd, area in rows:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": self.category_ids[label],
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": area,
+                        "iscrowd": int(crowd),
+                    }
+                )
+        categories = [
+            {"id": number, "name": name}
+            for number, name in zip(self.category_ids, self.class_names, strict=True)
+        ]
+        return {
+            "info": {"description": self.title},
+            "images": images,
+            "annotations": annotations,
+            "categories": categories,
+        }
+
+    def _picture(self, index: int) -> Image.Image:
+        data, where = self.read(index)
+        picture = decode_image(data, where=where)
+        declared, found = self.img_sizes[index], (picture.height, picture.width)
+        if found != declared:
+            turned = (
+                "; its EXIF orientation may turn it, which the annotations do not know of: save "
+                "it upright and declare the new size" * (found == declared[::-1])
+            )
+            raise ValueError(
+                f"{where}: expected {declared[1]}x{declared[0]} pixels (width x height), as the "
+                f"annotations declare, got {found[1]}x{found[0]}{turned}"
+            )
+        return picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,3 +197,25 @@ class Detections:
     boxes: Tensor
     labels: Tensor
     scores: Tensor
+
+
+def check_trainable(data: DetectionDataset) -> None:
+    """Raise ValueError where a set holds no box to learn from: crowds are none."""
+    if not data.num_boxes:
+        raise ValueError(
+            f"annotations: expected at least one box to learn from, got none in {data.name} "
+            f"({data.split}, {len(data)} images)"
+        )
+
+
+def resized_size(height: int, width: int, img_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) with the short side brought to the first of `img_size`, unless the long
+    side would then pass the second; each at least 1."""
+    short, long = img_size
+    scale = min(short / min(height, width), long / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    pixels = np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+    return torch.from_numpy(pixels.copy() if not pixels.flags.writeable else pixels)

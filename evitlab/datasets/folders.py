@@ -32,12 +32,8 @@ def open_folder(root: Path, split: str) -> Source:
     Raises:
         ValueError: no image in it, images outside class folders, or no such split.
     """
-    files: list[str] = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
-        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        files += [(relative / name).as_posix() for name in names if _is_image(name)]
-    return _open_listing(root, sorted(files), split, lambda kept: _FolderReader(root, kept))
+    listing = list_images(root)
+    return _open_listing(root, listing.files, split, listing.reader)
 
 
 def open_tar(path: Path, split: str) -> Source:
@@ -49,6 +45,48 @@ def open_tar(path: Path, split: str) -> Source:
         ValueError: see `open_folder`; or no tar, or a compressed one whose images take more than
             8 GiB.
     """
+    listing = list_images(path)
+    prefix = _wrapping_folder(listing.files)
+    inner = [name[len(prefix) :] for name in listing.files]
+
+    def reader(kept: Sequence[str]) -> Reader:
+        return listing.reader([prefix + name for name in kept])
+
+    return _open_listing(path, inner, split, reader)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files below a folder or in a tar.
+
+    Attributes:
+        files: their paths inside it, with forward slashes, sorted; hidden ones left out.
+        reader: some of these paths, in any order -> a reader of them.
+    """
+
+    files: Sequence[str]
+    reader: Callable[[Sequence[str]], Reader]
+
+
+def list_images(path: Path) -> Listing:
+    """List the images of a folder, with all its subfolders, or of a tar; nothing is extracted.
+
+    Raises:
+        ValueError: neither, or a compressed tar whose images take more than 8 GiB.
+    """
+    return _list_folder(path) if path.is_dir() else _list_tar(path)
+
+
+def _list_folder(root: Path) -> Listing:
+    files: list[str] = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
+        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        files += [(relative / name).as_posix() for name in names if _is_image(name)]
+    return Listing(sorted(files), lambda kept: _FolderReader(root, kept))
+
+
+def _list_tar(path: Path) -> Listing:
     compressed = _is_compressed(path)
     try:
         with tarfile.open(path) as tar:
@@ -56,17 +94,13 @@ def open_tar(path: Path, split: str) -> Source:
             unpacked = _unpack(tar, path, members) if compressed else {}
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: neither a folder, a parquet file nor a tar ({error})") from error
-    files = sorted(members)
-    prefix = _wrapping_folder(files)
-    inner = [name[len(prefix) :] for name in files]
 
     def reader(kept: Sequence[str]) -> _TarReader:
-        names = [prefix + name for name in kept]
-        places = [(members[name].offset_data, members[name].size) for name in names]
-        contents = [unpacked[name] for name in names] if compressed else None
-        return _TarReader(path, names, places, contents)
+        places = [(members[name].offset_data, members[name].size) for name in kept]
+        contents = [unpacked[name] for name in kept] if compressed else None
+        return _TarReader(path, kept, places, contents)
 
-    return _open_listing(path, inner, split, reader)
+    return Listing(sorted(members), reader)
 
 
 def _is_hidden(name: str) -> bool:

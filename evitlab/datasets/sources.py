@@ -63,7 +63,7 @@ class Source:
         return replace(
             self,
             labels=self.labels[indices],
-            read=_Taken(self.read, indices),
+            read=TakenReader(self.read, indices),
             files=self.names(indices),
         )
 
@@ -77,7 +77,9 @@ class Source:
 
 
 @dataclass(frozen=True)
-class _Taken:
+class TakenReader:
+    """Some of a reader's images, in the order of `indices`."""
+
     read: Reader
     indices: np.ndarray
 
@@ -85,7 +87,7 @@ class _Taken:
         return self.read(int(self.indices[position]))
 
     def for_random_access(self) -> Reader:
-        return _Taken(self.read.for_random_access(), self.indices)
+        return TakenReader(self.read.for_random_access(), self.indices)
 
 
 def canonical_split(alias: str) -> str | None:

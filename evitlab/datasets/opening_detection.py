@@ -1,0 +1,136 @@
+"""`open_detection`: from a name or a path to images with boxes."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from evitlab.datasets.coco import find_images, join_images, read_coco
+from evitlab.datasets.decoding import OnError
+from evitlab.datasets.detection import DetectionDataset
+from evitlab.datasets.hub import data_home
+from evitlab.datasets.sources import SPLITS, canonical_split
+
+SCENES = "scenes"
+_PREFERRED = "coco128"
+_TITLES = {"coco128": "COCO128", "coco": "COCO"}
+
+
+def open_detection(
+    name_or_path: str | os.PathLike[str],
+    split: str = "val",
+    *,
+    images: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    on_error: OnError = "raise",
+) -> DetectionDataset:
+    """Open a set of images with boxes, by name or path.
+
+    Args:
+        name_or_path: "scenes" (drawn, needs no file); a folder with
+            `annotations/instances_*<split>*.json`, or `<split>/_annotations.coco.json`, and the
+            images beside them; the name of such a folder in the data home; a COCO JSON itself, of
+            which `split` takes nothing away; or a folder of Pascal VOC (`Annotations/`,
+            `JPEGImages/`, and `ImageSets/Main/<split>.txt` where there are splits).
+        split: "train", "val", "test", or "all" where the files know no splits. A set with only one
+            of val and test answers both with it.
+        images: folder or tar of the images, where they do not lie beside the annotations.
+        limit: images at most, evenly spread over the set.
+        on_error: "raise" where an image is missing; "skip" leaves out what is missing, unreadable
+            or not of the declared size, which costs a look into every file, and says so in `notes`.
+
+    Pitfall: only "skip" looks into the files. Else a corrupt image shows when it is read, and so
+        does one that EXIF turns against its annotations; one turned upside down cannot be told.
+
+    Raises:
+        ValueError: neither a known name nor a path; no such split; annotations that are malformed
+            or do not go together, by file and entry; missing images.
+    """
+    if split not in (*SPLITS, "all"):
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)} or all, got {split!r}")
+    if limit is not None and (
+        isinstance(limit, bool) or not isinstance(limit, (int, np.integer)) or limit < 1
+    ):
+        raise ValueError(f"limit: expected a positive number of images, got {limit!r}")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
+    name = os.fspath(name_or_path)
+    data = _open_path(name, _find_path(name), split, images, on_error)
+    if limit is not None and limit < len(data):
+        # The middle of each of `limit` equal parts.
+        data = data.take((2 * np.arange(limit) + 1) * len(data) // (2 * limit))
+    return data
+
+
+def default_detection_name() -> str:
+    """ "coco128" where it is at hand, else "scenes"."""
+    root = data_home() / _PREFERRED
+    at_hand = all(_annotation_files(root, split) for split in ("train", "val"))
+    return _PREFERRED if at_hand else SCENES
+
+
+def _find_path(name: str) -> Path:
+    """An existing path, or a folder with annotations in the data home."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    home = data_home()
+    folders = sorted(home.iterdir()) if home.is_dir() else []
+    known = [SCENES, *(folder.name for folder in folders if _holds_annotations(folder))]
+    if name in known:
+        return home / name
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"name_or_path: {name!r} is neither an existing path nor a data set with boxes; closest "
+        f"name: {close!r} (known: {', '.join(known)})"
+    )
+
+
+def _holds_annotations(folder: Path) -> bool:
+    return (folder / "annotations").is_dir()
+
+
+def _open_path(
+    name: str, path: Path, split: str, images: str | os.PathLike[str] | None, on_error: OnError
+) -> DetectionDataset:
+    if path.is_dir():
+        found, annotations = _annotations_of(path, split)
+        title = _TITLES.get(path.name, path.name)
+    else:
+        # A file holds what it holds; its name may tell which split that is.
+        annotations, title = path, path.stem
+        parts = path.stem.replace("-", "_").rstrip("0123456789").split("_")
+        found = next((part for part in map(canonical_split, parts) if part), "all")
+    coco = read_coco(annotations)
+    where = find_images(annotations, coco) if images is None else Path(images).expanduser()
+    if not where.exists():
+        raise ValueError(f"images: expected a folder or a tar, got {os.fspath(where)!r}")
+    return join_images(
+        coco, where, where=str(annotations), name=name, title=title, split=found, on_error=on_error
+    )
+
+
+def _annotations_of(root: Path, split: str) -> tuple[str, Path]:
+    """The split that was really found, and its annotation file."""
+    for alias in SPLITS.get(split, ()):
+        files = _annotation_files(root, alias)
+        if len(files) > 1:
+            raise ValueError(
+                f"split: expected one file of {alias!r} in {root}, got "
+                f"{', '.join(file.name for file in files)}; give the path of one of them"
+            )
+        if files:
+            return canonical_split(alias) or split, files[0]
+    there = sorted(file.relative_to(root).as_posix() for file in _annotation_files(root, ""))
+    raise ValueError(
+        f"split: expected annotations/instances_*{split}*.json in {root}, got "
+        f"{', '.join(there) or 'no annotation file'}"
+    )
+
+
+def _annotation_files(root: Path, alias: str) -> list[Path]:
+    files = sorted((root / "annotations").glob(f"instances_*{alias}*.json"))
+    return files or sorted(root.glob(f"{alias or '*'}/_annotations.coco.json"))
