@@ -47,8 +47,8 @@ from evitlab.records import (
 from evitlab.studies import StudyReport, load_study, run_study, study_frame
 from evitlab.training.augment import Augment
 from evitlab.training.checkpoint import save_weights
-from evitlab.training.evaluation import Predictions, predict
-from evitlab.training.loop import evaluate, train
+from evitlab.training.classifier import train
+from evitlab.training.evaluation import Predictions, evaluate, predict
 from evitlab.training.per_class import classification_report
 from evitlab.training.planned_cost import planned_cost
 from evitlab.training.protocol import compare_recipe

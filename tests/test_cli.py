@@ -324,7 +324,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[Begun]:
         runs.append(Begun(weights, len(data), recipe, options["scale"], threads))
         raise ValueError("not trained here")
 
-    monkeypatch.setattr("evitlab.training.loop.train", stop)
+    monkeypatch.setattr("evitlab.training.classifier.train", stop)
     return runs
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from evitlab import TrainingRecord, evaluate, train
 from evitlab.cli import main
-from evitlab.training import loop
+from evitlab.training import classifier
 from evitlab.training.failures import OutOfMemory
 
 HERE = Path(__file__).parent
@@ -201,7 +201,7 @@ def test_the_command_says_so_in_one_line(
     def greedy(self: Any, *_: Any) -> None:
         torch.empty(2**48)
 
-    monkeypatch.setattr(loop.Objective, "__call__", greedy)
+    monkeypatch.setattr(classifier.Objective, "__call__", greedy)
     command = ["train", "efficientvit_m0", "--data", str(root), "--img-size", "32", "--recipe",
                "smoke", "--batch-size", "8", "--device", "cpu", "--out"]  # fmt: skip
     assert main([*command, str(tmp_path / "run")]) == 2

@@ -297,7 +297,7 @@ def test_a_file_that_was_not_looked_at_may_differ(
         begun.extend([data.img_size, val_data.img_size])
         raise ValueError("not trained here")
 
-    monkeypatch.setattr("evitlab.training.loop.train", stop)
+    monkeypatch.setattr("evitlab.training.classifier.train", stop)
     monkeypatch.setattr("evitlab.datasets.sizes._LOOKED_AT", 2)
     root = write_folder(tmp_path / "own", {"train": shapes(9), "val": shapes(3, "val")})
     Image.new("RGB", (30, 40)).save(root / "train" / "square" / "1.png")
@@ -551,7 +551,7 @@ def test_a_class_without_validation_images_is_said_and_trained(
         begun.append(val_data)
         raise ValueError("not trained here")
 
-    monkeypatch.setattr("evitlab.training.loop.train", stop)
+    monkeypatch.setattr("evitlab.training.classifier.train", stop)
     root = emptied(folder, tmp_path / "own", "val/disk")
     command = ["train", "efficientvit_m0", "--data", str(root), "--recipe", "finetune"]
     assert main([*command, "--img-size", "32", "--out", str(tmp_path / "run")]) == 2
@@ -571,7 +571,7 @@ def test_validation_images_are_brought_to_the_size_of_the_training_images(
         begun.extend([data.img_size, val_data.img_size])
         raise ValueError("not trained here")
 
-    monkeypatch.setattr("evitlab.training.loop.train", stop)
+    monkeypatch.setattr("evitlab.training.classifier.train", stop)
     sets = {"train": shapes(18), "val": cut(shapes(6, "val"), 24)}
     root = write_folder(tmp_path / "own", sets)
     command = ["train", "efficientvit_m0", "--data", str(root), "--recipe", "finetune"]

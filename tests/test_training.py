@@ -46,8 +46,8 @@ from evitlab import (
 )
 from evitlab.datasets import StreamingDataset
 from evitlab.datasets.streaming import random_resized_box
-from evitlab.training import loop
-from evitlab.training.loop import NonFiniteLoss
+from evitlab.training import classifier
+from evitlab.training.failures import NonFiniteLoss
 
 NAN = math.nan
 # For every field: values that are refused, and values at the edge of what is accepted.
@@ -59,6 +59,9 @@ RANGES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "min_lr": ((-1e-9, NAN, math.inf, None), (0, 0.0)),
     "warmup_lr": ((-1e-9, NAN), (0.0,)),
     "warmup_epochs": ((-0.1, NAN, math.inf), (0, 0.2)),
+    "warmup_steps": ((-1, 0.5, None), (0, 500)),
+    "schedule": (("linear", None), ("cosine", "steps")),
+    "lr_steps": (((0,), (8, 8), (11, 8), (1.5,), [8, 11], 8), ((), (8, 11))),
     "cooldown_epochs": ((-1, 0.5), (0,)),
     "weight_decay": ((-0.1, NAN), (0.0,)),
     "betas": (((0.9,), (0.9, 1.0), (-0.1, 0.9), 0.9, [0.9, 0.999]), ((0.0, 0.0),)),
@@ -110,6 +113,15 @@ def test_a_value_out_of_range_is_refused_by_the_fields_name(field: str) -> None:
         assert message.endswith(f", got {value!r}")
     for value in accepted:
         assert getattr(recipe(**{field: value}), field) == value
+
+
+def test_learning_rate_in_steps_by_hand() -> None:
+    """Four of the eight steps of the first epoch warm up; a tenth after the second and third."""
+    changes: Any = dict(schedule="steps", lr_steps=(2, 3), warmup_steps=4, warmup_lr=0.0)
+    rate = recipe(epochs=4, lr=1.0, **changes).learning_rate
+    points = {0: 0.0, 0.25: 0.5, 0.5: 1.0, 1.99: 1.0, 2: 0.1, 2.99: 0.1, 3: 0.01, 3.9: 0.01}
+    for epoch, expected in points.items():
+        assert rate(epoch, steps=8) == pytest.approx(expected)
 
 
 def test_learning_rate_by_hand() -> None:
@@ -339,7 +351,7 @@ def test_a_run_stopped_after_its_last_epoch_is_only_measured(
         raise Stopped
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(loop, "count_macs", stop)
+        patch.setattr(classifier, "count_macs", stop)
         train(plain_net(), shapes(32), shapes(6), recipe(), out_dir=tmp_path)
     assert not (tmp_path / "record.json").exists()
     with no_training():
@@ -535,7 +547,7 @@ def test_weight_decay_spares_biases_norms_and_attention_biases(tmp_path: Path) -
     assert len(decays) == len(list(model.parameters()))
 
 
-class Poisoned(loop.Augment):
+class Poisoned(classifier.Augment):
     """Turns the images of the fourth step into NaN."""
 
     steps = 0
@@ -554,7 +566,7 @@ def test_a_loss_of_nan_stops_the_run_and_names_the_place(
     """The last checkpoint is good: once the cause is gone, the run ends as if nothing had been."""
     data, val, three = shapes(32), shapes(6), recipe(epochs=3)
     with monkeypatch.context() as patch, pytest.raises(NonFiniteLoss) as raised:
-        patch.setattr(loop, "Augment", Poisoned)
+        patch.setattr(classifier, "Augment", Poisoned)
         train(plain_net(), data, val, three, out_dir=tmp_path / "run")
     message, last = one_line(raised), tmp_path / "run" / "checkpoints" / "last.pt"
     for part in ("epoch 2, step 2 of 2", f"rate {three.learning_rate(1.5):.3g};", str(last)):
@@ -689,7 +701,7 @@ def test_images_that_were_cropped_while_decoding_are_not_cropped_again(
         used.append(recipe)
         raise Stopped
 
-    monkeypatch.setattr(loop, "Augment", spy)
+    monkeypatch.setattr(classifier, "Augment", spy)
     cropped = recipe(crop="resized")
     for crops_on_load in (False, True):
         monkeypatch.setattr(Dataset, "crops_on_load", crops_on_load)

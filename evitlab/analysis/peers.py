@@ -32,8 +32,8 @@ from evitlab.models.cost import count_macs, count_params
 from evitlab.models.zoo import model_name, normalization
 from evitlab.records import PrunedPeer, PruningComparison, environment_card
 from evitlab.training.augment import normalize
+from evitlab.training.classifier import train
 from evitlab.training.evaluation import evaluate
-from evitlab.training.loop import train
 from evitlab.training.recipe import Recipe
 
 _STEPS = 50  # of Torch-Pruning's ratio, from all channels to none: the budget is met within one

@@ -18,8 +18,8 @@ from evitlab.datasets import AnyDataset
 from evitlab.models.zoo import load_model, model_name
 from evitlab.records import PruningRecord
 from evitlab.training.checkpoint import save_weights
+from evitlab.training.classifier import train
 from evitlab.training.evaluation import evaluate
-from evitlab.training.loop import train
 from evitlab.training.recipe import Recipe
 
 

@@ -216,7 +216,7 @@ def _loop(
     device: str,
     on_phase: Callable[[str], None],
 ) -> None:
-    from evitlab.training.loop import train
+    from evitlab.training.classifier import train
 
     if loop == "timm":
         twin = timm_twin(name, img_size=data.img_size[0], num_classes=data.num_classes)

@@ -90,9 +90,9 @@ def _train(args: argparse.Namespace) -> None:
     from evitlab.datasets import default_dataset_name, open_dataset
     from evitlab.models.starting import starting_model
     from evitlab.models.zoo import create_model, list_models, model_name
+    from evitlab.training.classifier import train
     from evitlab.training.identity import weights_identity
     from evitlab.training.launch import launch_rank
-    from evitlab.training.loop import train
     from evitlab.training.recipe import RECIPES
 
     if args.recipe not in RECIPES:

@@ -21,7 +21,7 @@ from evitlab.models.starting import classifier_keys, weights_card
 from evitlab.models.weights import load_weights
 from evitlab.models.zoo import create_model, list_models
 from evitlab.records import Record, TrainingRecord
-from evitlab.training.loop import train
+from evitlab.training.classifier import train
 from evitlab.training.recipe import RECIPES, Recipe
 
 SCALES = ("smoke", "quick", "lab")

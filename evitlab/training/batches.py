@@ -8,7 +8,7 @@ Shape legend: B images of a global batch, W processes, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,14 @@ class Part(NamedTuple):
     """What one forward pass takes.
 
     Attributes:
-        inputs: float32 [b, 3, H, W], augmented, channels-last.
-        targets: float32 [b, K].
+        inputs: float32 [b, 3, H, W], augmented, channels-last; of a detector a list of images.
+        targets: float32 [b, K]; of a detector a list of boxes and labels.
         share: weight of the part's mean loss; the mean over processes of their sums over parts
             is the mean over the global batch, also where parts differ in length.
     """
 
-    inputs: Tensor
-    targets: Tensor
+    inputs: Any
+    targets: Any
     share: float
 
 

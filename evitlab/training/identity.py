@@ -5,14 +5,14 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from evitlab.datasets import AnyDataset
 from evitlab.models.weights import find_checkpoint, load_weights, read_card
 from evitlab.models.zoo import config_fields
-from evitlab.records import TrainingRecord, write_atomically
+from evitlab.records import Record, write_atomically
 from evitlab.training.checkpoint import load_checkpoint
 from evitlab.training.distillation import teacher_identity
 from evitlab.training.recipe import Recipe
@@ -23,9 +23,7 @@ _DEFAULTS = {
     for field in dataclasses.fields(Recipe)
     if field.default is not dataclasses.MISSING and field.name != "sync_norm"
 }
-RECORDED = (
-    "model", "img_size", "num_classes", "dataset", "train_images", "recipe", "teacher", "weights",
-)  # fmt: skip
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def run_identity(
@@ -67,16 +65,29 @@ def weights_identity(weights: str | os.PathLike[str] | None) -> str | None:
         return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
 
 
+def recorded(identity: dict[str, Any], record_type: type[Record]) -> list[str]:
+    """What of an identity a run's record holds, too."""
+    fields: Any = record_type  # every record is a dataclass
+    known = {field.name for field in dataclasses.fields(fields)}
+    return [name for name in identity if name in known]
+
+
 def earlier_run(
-    model: nn.Module, identity: dict[str, Any], out: Path
-) -> TrainingRecord | dict[str, Any] | None:
+    model: nn.Module, identity: dict[str, Any], out: Path, record_type: type[AnyRecord]
+) -> AnyRecord | dict[str, Any] | None:
     """What a run left in `out`: its record, loading its weights, or its last checkpoint.
+
+    Args:
+        model: of the run that is asked for.
+        identity: of it.
+        out: the run's folder.
+        record_type: of such runs.
 
     Raises:
         ValueError: it is a different run, or a file is damaged.
     """
     if (out / "record.json").exists() and (out / "model.safetensors").exists():
-        return finished_run(model, identity, out)
+        return finished_run(model, identity, out, record_type)
     last = out / "checkpoints" / "last.pt"
     if not last.exists():
         return None
@@ -96,10 +107,12 @@ def begin_run(identity: dict[str, Any], out: Path, *, resume: bool) -> None:
         remove_earlier_run(out)
 
 
-def finished_run(model: nn.Module, identity: dict[str, Any], out: Path) -> TrainingRecord:
+def finished_run(
+    model: nn.Module, identity: dict[str, Any], out: Path, record_type: type[AnyRecord]
+) -> AnyRecord:
     """The record of the run in `out`, after its weights were loaded; errors if it is another."""
-    record = TrainingRecord.load(out / "record.json")
-    found: dict[str, Any] = {name: getattr(record, name) for name in RECORDED}
+    record = record_type.load(out / "record.json")
+    found = {name: getattr(record, name) for name in recorded(identity, record_type)}
     weights = out / "model.safetensors"
     ours = identity["config"] or identity["channel_widths"]  # other weights need no card
     card = read_card(weights) if ours else {}

@@ -33,7 +33,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "0 or more, an integer",
         lambda value: _whole(value) and value >= 0,
-        ("cooldown_epochs", "crop_padding", "randaugment_ops"),
+        ("cooldown_epochs", "crop_padding", "randaugment_ops", "warmup_steps"),
     ),
     (
         "an integer of at most 63 bits",  # what torch takes as a seed
@@ -89,9 +89,17 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda value: _pair(value) and 0 < value[0] <= value[1] <= 1,
         ("crop_scale",),
     ),
+    (
+        "a rising tuple of epochs, integers of at least 1",
+        lambda value: isinstance(value, tuple)
+        and all(_whole(epoch) and epoch >= 1 for epoch in value)
+        and list(value) == sorted(set(value)),
+        ("lr_steps",),
+    ),
     ("True or False", lambda value: isinstance(value, bool), ("sync_norm", "compile")),
 )
 _CHOICES = {
+    "schedule": ("cosine", "steps"),
     "clip": ("none", "norm", "agc"),
     "precision": ("auto", "float32", "bfloat16"),
     "crop": ("none", "pad", "resized"),
@@ -117,6 +125,9 @@ class Recipe:
     min_lr: float = 1e-5
     warmup_lr: float = 1e-6
     warmup_epochs: float = 0
+    warmup_steps: int = 0  # where above 0, instead of `warmup_epochs`
+    schedule: Literal["cosine", "steps"] = "cosine"
+    lr_steps: tuple[int, ...] = ()  # of "steps": after so many epochs the rate is a tenth
     cooldown_epochs: int = 0
     weight_decay: float = 0.025  # not on biases, norms and attention biases
     betas: tuple[float, float] = (0.9, 0.999)
@@ -169,14 +180,21 @@ class Recipe:
     def total_epochs(self) -> int:
         return self.epochs + self.cooldown_epochs
 
-    def learning_rate(self, epoch: float) -> float:
+    def learning_rate(self, epoch: float, *, steps: int = 1) -> float:
         """The rate at a point of the run, counted in epochs (2.5: half of the third is done).
 
         Linear warm-up, then the cosine of the whole run (its warm-up part is skipped, as in
-        timm's scheduler), then `min_lr`.
+        timm's scheduler), then `min_lr`; or the peak, and a tenth of it after each of `lr_steps`.
+
+        Args:
+            epoch: 0 is the start.
+            steps: in an epoch, which `warmup_steps` are counted in.
         """
-        if epoch < self.warmup_epochs:
-            return self.warmup_lr + (self.peak_lr - self.warmup_lr) * epoch / self.warmup_epochs
+        warmup = self.warmup_steps / steps or self.warmup_epochs
+        if epoch < warmup:
+            return self.warmup_lr + (self.peak_lr - self.warmup_lr) * epoch / warmup
+        if self.schedule == "steps":
+            return self.peak_lr * 0.1 ** sum(epoch >= step for step in self.lr_steps)
         if epoch >= self.epochs:
             return self.min_lr
         cosine = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
@@ -234,6 +252,19 @@ RECIPES = {
         random_erasing=0.25,
         label_smoothing=0.1,
         sync_norm=False,  # each of 8 GPUs normalises its 256 images; accumulate=8 does so on one
+    ),
+    # RetinaNet's 1x schedule on COCO, the official downstream configuration; recipe.json again.
+    "detection": Recipe(
+        epochs=12,
+        batch_size=16,
+        lr=1e-4,
+        schedule="steps",
+        lr_steps=(8, 11),
+        warmup_steps=500,
+        warmup_lr=1e-7,
+        weight_decay=0.05,
+        precision="float32",
+        sync_norm=False,  # each of 8 GPUs normalises its 2 images
     ),
 }
 
