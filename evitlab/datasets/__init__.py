@@ -16,6 +16,7 @@ from evitlab.datasets.opening import (
 from evitlab.datasets.opening_detection import SCENES, default_detection_name, open_detection
 from evitlab.datasets.sizes import common_img_size
 from evitlab.datasets.streaming import StreamingDataset
+from evitlab.datasets.voc import voc_to_coco
 
 __all__ = [
     "EMBEDDED",
@@ -40,5 +41,6 @@ __all__ = [
     "open_dataset",
     "open_detection",
     "photograph",
+    "voc_to_coco",
     "without_images",
 ]

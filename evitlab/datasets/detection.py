@@ -17,6 +17,7 @@ from torch import Tensor
 
 from evitlab.datasets.decoding import decode_image
 from evitlab.datasets.sources import Reader, TakenReader
+from evitlab.models.detector import resized_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,14 +207,6 @@ def check_trainable(data: DetectionDataset) -> None:
             f"annotations: expected at least one box to learn from, got none in {data.name} "
             f"({data.split}, {len(data)} images)"
         )
-
-
-def resized_size(height: int, width: int, img_size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) with the short side brought to the first of `img_size`, unless the long
-    side would then pass the second; each at least 1."""
-    short, long = img_size
-    scale = min(short / min(height, width), long / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:

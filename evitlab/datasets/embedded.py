@@ -12,93 +12,20 @@ up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-Floats = NDArray[Any]  # float32 throughout
+from evitlab.datasets.outlines import DIRECTIONS, OUTLINES, TURN, Floats, reaches
 
 SPLIT_SIZES = {"train": 10_000, "val": 2_000, "test": 2_000}
+CLASS_NAMES = tuple(OUTLINES)
 _SPLIT_SEEDS = {"train": 101, "val": 102, "test": 103}
 _CHUNK_PIXELS = 2**16  # what one pass works on stays in the cache
 _DISTRACTORS = 6
 _GRIDS = (4, 9)
-_TURN = 2 * np.pi
-
-
-# Outlines: functions of (x, y) that are negative inside and grow by about one per unit of length.
-
-
-def _disk(x: Floats, y: Floats) -> Floats:
-    return np.hypot(x, y) - 0.92
-
-
-def _square(x: Floats, y: Floats) -> Floats:
-    return np.maximum(abs(x), abs(y)) - 0.8
-
-
-def _triangle(x: Floats, y: Floats) -> Floats:
-    return np.maximum(0.866 * abs(x) + 0.5 * y, -y) - 0.52
-
-
-def _star(x: Floats, y: Floats) -> Floats:
-    # Folded into one tenth of the star: from a tip at angle 0 to a notch at 36 degrees.
-    angle = abs((np.arctan2(x, y) + _TURN / 10) % (_TURN / 5) - _TURN / 10)
-    radius = np.hypot(x, y)
-    tip = np.array([1.1, 0.0])
-    notch = 0.46 * np.array([np.cos(_TURN / 10), np.sin(_TURN / 10)])
-    along = (notch - tip) / np.linalg.norm(notch - tip)
-    return (radius * np.cos(angle) - np.float32(tip[0])) * np.float32(along[1]) - (
-        radius * np.sin(angle) * np.float32(along[0])
-    )
-
-
-def _ring(x: Floats, y: Floats) -> Floats:
-    return abs(np.hypot(x, y) - 0.7) - 0.26
-
-
-def _cross(x: Floats, y: Floats) -> Floats:
-    wide, narrow = np.maximum(abs(x), abs(y)) - 1, np.minimum(abs(x), abs(y)) - 0.3
-    return np.maximum(wide, narrow)
-
-
-def _heart(x: Floats, y: Floats) -> Floats:
-    side, y = np.float32(0.6), y + 0.12
-    lobe = side / np.float32(np.sqrt(2))
-    diamond = (abs(x) + abs(y)) / np.float32(np.sqrt(2)) - side
-    return np.minimum(diamond, np.hypot(abs(x) - lobe, y - lobe) - side)
-
-
-def _crescent(x: Floats, y: Floats) -> Floats:
-    return np.maximum(np.hypot(x, y) - 1, 0.82 - np.hypot(x - 0.5, y))
-
-
-def _arrow(x: Floats, y: Floats) -> Floats:
-    shaft = np.maximum(abs(x) - 0.25, abs(y + 0.45) - 0.55)
-    head = np.maximum(0.78 * abs(x) + 0.626 * (y - 1.0), -y - 0.05)
-    return np.minimum(shaft, head)
-
-
-def _flower(x: Floats, y: Floats) -> Floats:
-    return 0.75 * (np.hypot(x, y) - 0.74 - 0.28 * np.cos(5 * np.arctan2(x, y)))
-
-
-_OUTLINES: dict[str, Callable[[Floats, Floats], Floats]] = {
-    "disk": _disk,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "ring": _ring,
-    "cross": _cross,
-    "heart": _heart,
-    "crescent": _crescent,
-    "arrow": _arrow,
-    "flower": _flower,
-}
-CLASS_NAMES = tuple(_OUTLINES)
 
 
 def labels_of(split: str) -> NDArray[np.int64]:
@@ -137,13 +64,100 @@ def _draw_chunk(
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     scene = _Scene(split, indices)
     short = min(height, width)
-    # Pixel centres, as fractions of the short side, the origin in the middle, y pointing up.
+    x, y = _axes(height, width)
+    canvas = _ground(scene, x, y, short)
+    canvas, masks = _paint_object(canvas, scene, indices, x, y, short)
+    return _to_bytes(canvas), masks
+
+
+def draw_several(
+    split: str,
+    ground: int,
+    objects: NDArray[np.int64],
+    corners: Floats,
+    sides: Floats,
+    *,
+    img_size: tuple[int, int],
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Draw the objects of several pictures onto the ground of another one.
+
+    They are recoloured to stand out from it as they do from their own. Later ones cover earlier
+    ones; the masks are of whole objects.
+
+    Args:
+        split: "train", "val" or "test".
+        ground: the picture whose background and strokes are taken.
+        objects: int64 [n], the pictures whose objects are.
+        corners: [n, 2], x and y of the upper left corner of each such picture, in pixels.
+        sides: [n], the side of each, in pixels.
+        img_size: (height, width) of the result.
+
+    Returns:
+        uint8 [3, H, W] and bool [n, H, W].
+    """
+    height, width = img_size
+    scene, short = _Scene(split, np.array([ground])), min(height, width)
+    x, y = _axes(height, width)
+    canvas = _ground(scene, x, y, short)
+    masks = np.zeros((len(objects), height, width), np.bool_)
+    for number, (left, top) in enumerate(corners.tolist()):
+        one, side = objects[number : number + 1], float(sides[number])
+        piece = _Scene(split, one)
+        piece.object_hue += scene.ground_hue - piece.ground_hue
+        piece.bright_ground = scene.bright_ground
+        margin = 0.1 * side  # the shadow goes beyond the picture
+        rows = slice(max(0, int(top - margin)), int(top + side + margin) + 1)
+        columns = slice(max(0, int(left - margin)), int(left + side + margin) + 1)
+        here = (0, slice(None), rows, columns)
+        # As in `draw`: pixel centres, from the middle of the object's own picture.
+        own_y = (top + side / 2 - 0.5 - np.arange(height, dtype=np.float32)[rows])[:, None] / side
+        own_x = (np.arange(width, dtype=np.float32)[columns] + 0.5 - left - side / 2) / side
+        window, mask = _paint_object(canvas[here][None], piece, one, own_x[None], own_y, side)
+        canvas[here], masks[number, rows, columns] = window[0], mask[0]
+    return _to_bytes(canvas)[0], masks
+
+
+def object_boxes(split: str, indices: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Where the objects of pictures lie, by their outlines; nothing is drawn.
+
+    A tip may lie outside its picture, which then cuts it off, but `draw_several` does not.
+
+    Returns:
+        Boxes [N, 4], (x1, y1, x2, y2) from the upper left corner, y down, and areas [N]; both as
+        fractions of a square picture's side.
+    """
+    radius, angle, x, y = _pose(_Scene(split, indices).main)
+    labels = indices % len(CLASS_NAMES)
+    reach, area = reaches()
+    # The outline's reach to the right, up, left and down, in the frame that turned with it.
+    right, up, left, down = (
+        radius * reach[labels, np.rint((quarter / 4 - angle / TURN) * DIRECTIONS).astype(int)
+                       % DIRECTIONS]
+        for quarter in range(4)
+    )  # fmt: skip
+    boxes = np.stack([x - left, -y - up, x + right, -y + down], axis=1) + np.float32(0.5)
+    return boxes.astype(np.float32), (area[labels] * radius * radius).astype(np.float32)
+
+
+def _axes(height: int, width: int) -> tuple[Floats, Floats]:
+    """x [1, W] and y [H, 1] of the pixel centres, as fractions of the short side, the origin in
+    the middle, y pointing up."""
+    short = min(height, width)
     y = ((height - 1) / 2 - np.arange(height, dtype=np.float32))[:, None] / short
     x = (np.arange(width, dtype=np.float32) - (width - 1) / 2)[None, :] / short
-    canvas = _background(scene, height, width)  # [n, 3, H, W]
+    return x, y
+
+
+def _ground(scene: _Scene, x: Floats, y: Floats, short: int) -> Floats:
+    """Background and strokes, [n, 3, H, W]."""
+    canvas = _background(scene, y.shape[0], x.shape[1])
     for number in range(_DISTRACTORS):
         _paint_distractor(canvas, scene, number, x, y, short)
-    return _paint_object(canvas, scene, indices, x, y, short)
+    return canvas
+
+
+def _to_bytes(canvas: Floats) -> NDArray[np.uint8]:
+    return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 class _Scene:
@@ -214,7 +228,7 @@ def _paint_distractor(
 ) -> None:
     """A short stroke, as saturated as the object but much smaller."""
     u = scene.distractors[:, number]
-    angle = _TURN * u[:, 0]
+    angle = TURN * u[:, 0]
     half_length, thickness = 0.03 + 0.12 * u[:, 1], 0.018 + 0.02 * u[:, 2]
     dx, dy = x - _column(u[:, 3] - 0.5), y - _column(u[:, 4] - 0.5)
     along = dx * _column(np.cos(angle)) + dy * _column(np.sin(angle))
@@ -231,18 +245,17 @@ def _column(values: NDArray[Any]) -> Floats:
 
 
 def _paint_object(
-    canvas: Floats, scene: _Scene, indices: NDArray[np.int64], x: Floats, y: Floats, short: int
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    canvas: Floats, scene: _Scene, indices: NDArray[np.int64], x: Floats, y: Floats, short: float
+) -> tuple[Floats, NDArray[np.bool_]]:
     u = scene.main
-    radius = _column(0.31 + 0.11 * u[:, 8])
-    angle = (u[:, 9] - 0.5) * (_TURN / 9)  # up to 20 degrees either way
-    dx = (x - _column(0.18 * (u[:, 10] - 0.5))) / radius
-    dy = (y - _column(0.18 * (u[:, 11] - 0.5))) / radius
+    radii, angle, centre_x, centre_y = _pose(u)
+    radius = _column(radii)
+    dx, dy = (x - _column(centre_x)) / radius, (y - _column(centre_y)) / radius
     own_x = dx * _column(np.cos(angle)) + dy * _column(np.sin(angle))
     own_y = dy * _column(np.cos(angle)) - dx * _column(np.sin(angle))
     distance = np.empty_like(own_x)
     labels = indices % len(CLASS_NAMES)
-    for label, outline in enumerate(_OUTLINES.values()):
+    for label, outline in enumerate(OUTLINES.values()):
         chosen = labels == label
         distance[chosen] = outline(own_x[chosen], own_y[chosen])
     value = np.where(scene.bright_ground, 0.25 + 0.25 * u[:, 12], 0.75 + 0.25 * u[:, 12])
@@ -257,13 +270,23 @@ def _paint_object(
     cover = np.clip(0.5 - distance * radius * short, 0, 1)[:, None]
     canvas = canvas * shadow[:, None]
     canvas += (colour * shade[:, None] - canvas) * cover
-    return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8), distance < 0
+    return canvas, distance < 0
+
+
+def _pose(u: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Radius, turn (up to 20 degrees either way), and the centre's x and y, each [n]."""
+    return (
+        0.31 + 0.11 * u[:, 8],
+        (u[:, 9] - 0.5) * (TURN / 9),
+        0.18 * (u[:, 10] - 0.5),
+        0.18 * (u[:, 11] - 0.5),
+    )
 
 
 def _texture(u: Floats, x: Floats, y: Floats) -> Floats:
     """Stripes, checks, dots, rings or a plain fade: values from 0 to 1, [n, H, W]."""
     kind = (u[:, 16] * 5).astype(np.int64)
-    angle = _TURN * u[:, 17]
+    angle = TURN * u[:, 17]
     frequency = _column(4.5 + 3.5 * u[:, 18])
     along = x * _column(np.cos(angle)) + y * _column(np.sin(angle)) + _column(u[:, 19])
     across = y * _column(np.cos(angle)) - x * _column(np.sin(angle)) + _column(u[:, 20])

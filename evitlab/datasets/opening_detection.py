@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from evitlab.datasets.coco import find_images, join_images, read_coco
 from evitlab.datasets.decoding import OnError
 from evitlab.datasets.detection import DetectionDataset
 from evitlab.datasets.hub import data_home
+from evitlab.datasets.scenes import SCENES, open_scenes
 from evitlab.datasets.sources import SPLITS, canonical_split
+from evitlab.datasets.voc import is_voc, voc_split, voc_to_coco
 
-SCENES = "scenes"
 _PREFERRED = "coco128"
 _TITLES = {"coco128": "COCO128", "coco": "COCO"}
 
@@ -58,7 +60,11 @@ def open_detection(
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
     name = os.fspath(name_or_path)
-    data = _open_path(name, _find_path(name), split, images, on_error)
+    data = (
+        _open_scenes(split, images)
+        if name == SCENES
+        else _open_path(name, _find_path(name), split, images, on_error)
+    )
     if limit is not None and limit < len(data):
         # The middle of each of `limit` equal parts.
         data = data.take((2 * np.arange(limit) + 1) * len(data) // (2 * limit))
@@ -70,6 +76,14 @@ def default_detection_name() -> str:
     root = data_home() / _PREFERRED
     at_hand = all(_annotation_files(root, split) for split in ("train", "val"))
     return _PREFERRED if at_hand else SCENES
+
+
+def _open_scenes(split: str, images: str | os.PathLike[str] | None) -> DetectionDataset:
+    if images is not None:
+        raise ValueError(f"images: 'scenes' draws its own, got {os.fspath(images)!r}")
+    if split == "all":
+        raise ValueError("split: 'scenes' is read split by split (train, val or test)")
+    return open_scenes("train" if split == "train" else "val")
 
 
 def _find_path(name: str) -> Path:
@@ -90,27 +104,33 @@ def _find_path(name: str) -> Path:
 
 
 def _holds_annotations(folder: Path) -> bool:
-    return (folder / "annotations").is_dir()
+    return (folder / "annotations").is_dir() or is_voc(folder)
 
 
 def _open_path(
     name: str, path: Path, split: str, images: str | os.PathLike[str] | None, on_error: OnError
 ) -> DetectionDataset:
-    if path.is_dir():
-        found, annotations = _annotations_of(path, split)
-        title = _TITLES.get(path.name, path.name)
+    if path.is_dir() and is_voc(path):
+        coco, where, found = voc_to_coco(path, split), path, voc_split(path, split)
+        pictures = path / "JPEGImages"
     else:
-        # A file holds what it holds; its name may tell which split that is.
-        annotations, title = path, path.stem
-        parts = path.stem.replace("-", "_").rstrip("0123456789").split("_")
-        found = next((part for part in map(canonical_split, parts) if part), "all")
-    coco = read_coco(annotations)
-    where = find_images(annotations, coco) if images is None else Path(images).expanduser()
-    if not where.exists():
-        raise ValueError(f"images: expected a folder or a tar, got {os.fspath(where)!r}")
+        found, where = _annotations_of(path, split) if path.is_dir() else (_split_of(path), path)
+        coco = read_coco(where)
+        pictures = find_images(where, coco) if images is None else path
+    if images is not None:
+        pictures = Path(images).expanduser()
+    if not pictures.exists():
+        raise ValueError(f"images: expected a folder or a tar, got {os.fspath(pictures)!r}")
+    title = _TITLES.get(path.name, path.stem if path.is_file() else path.resolve().name)
     return join_images(
-        coco, where, where=str(annotations), name=name, title=title, split=found, on_error=on_error
+        coco, pictures, where=str(where), name=name, title=title, split=found, on_error=on_error
     )
+
+
+def _split_of(file: Path) -> str:
+    """The split that a file's name tells, else "all": it holds what it holds."""
+    words = re.findall("[a-z]+", file.stem.lower())
+    return next((split for split in map(canonical_split, words) if split), "all")
 
 
 def _annotations_of(root: Path, split: str) -> tuple[str, Path]:
