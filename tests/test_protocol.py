@@ -12,10 +12,11 @@ from small_runs import one_line
 
 from evitlab import RECIPES, Recipe, compare_recipe, paper
 from evitlab.cli import main
-from evitlab.training import protocol
+from evitlab.training import detection_protocol, protocol
 
 # No setting that the authors publish: how a run is carried out, or of no effect in "imagenet".
 OWN = {
+    "lr_steps": (),
     "validate_every": 1, "compile": False, "crop_padding": 4, "layer_decay": 1.0, "freeze": "none",
 }  # fmt: skip
 DEVIATIONS = {
@@ -43,6 +44,8 @@ def row_of(frame: Any, field: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", protocol.PUBLISHED)
 def test_every_published_field_is_compared(name: str) -> None:
     compared = {*protocol._SETTINGS, *protocol._CIRCUMSTANCES}
+    if name == "detection":
+        compared |= {*detection_protocol.SETTINGS, *detection_protocol.CIRCUMSTANCES}
     unknown = set(protocol.protocol(name)) - compared
     assert not unknown, f"data/paper/recipe.json: no one compares {sorted(unknown)}"
     frame = compare_recipe(name)
@@ -128,12 +131,26 @@ def test_a_reason_is_of_a_setting_that_differs() -> None:
         assert own <= kept, name
 
 
+def test_detection_is_the_official_one_but_for_what_decays() -> None:
+    frame = compare_recipe("detection").set_index("field")
+    differing = frame[frame["same"].eq(False)]
+    assert list(differing.index) == ["no_weight_decay"]
+    assert differing.loc["no_weight_decay", "why"] == detection_protocol.WHY["no_weight_decay"]
+    ours = frame.loc[frame["same"].eq(True), "ours"]
+    for field, value in {
+        "epochs": 12, "lr_steps": (8, 11), "lr": 1e-4, "warmup_iters": 500, "warmup_ratio": 1e-3,
+        "img_size": (1333, 800), "neck_in_channels": (128, 256, 384), "neck_outputs": 5,
+        "neck_extra_transposed_convs": 1, "strides": (8, 16, 32, 64, 128), "focal_gamma": 2,
+    }.items():  # fmt: skip
+        assert ours[field] == pytest.approx(value)
+
+
 def test_what_the_code_does_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = RECIPES["imagenet"]
     assert protocol._clipped(dataclasses.replace(ours, clip="norm")) == "all"
     assert protocol._normalised(dataclasses.replace(ours, accumulate=4)) == 64
     assert protocol._schedule(ours) == "cosine"
-    monkeypatch.setattr(Recipe, "learning_rate", lambda self, epoch: self.min_lr)
+    monkeypatch.setattr(Recipe, "learning_rate", lambda self, epoch, **_: self.min_lr)
     assert protocol._schedule(ours) == "other"
     halves = torch.full((16, 16), 0.5)
     monkeypatch.setattr(protocol, "mix", lambda pixels, targets, **_: (pixels, halves))

@@ -21,11 +21,12 @@ from evitlab import paper
 from evitlab.datasets.streaming import EVAL_CROP_RATIO
 from evitlab.models.config import EfficientViTConfig
 from evitlab.models.zoo import VARIANTS, create_model
+from evitlab.training import detection_protocol
 from evitlab.training.augment import mix
 from evitlab.training.optimizer import all_but_classifier, build_optimizer
 from evitlab.training.recipe import RECIPES, Recipe
 
-PUBLISHED = ("imagenet", "finetune")  # recipes that the authors have a protocol for
+PUBLISHED = ("imagenet", "finetune", "detection")  # recipes that the authors have a protocol for
 ABOUT = ("provenance", "source", "note", "other")  # of the protocol, no part of it
 # What the authors ran it on. It decides hours, not weights.
 _CIRCUMSTANCES: dict[str, Callable[[], Any]] = {
@@ -48,7 +49,7 @@ _SETTINGS: dict[str, Callable[[Recipe], Any]] = {
     "effective_lr": lambda r: r.peak_lr,
     "min_lr": lambda r: r.min_lr,
     "warmup_lr": lambda r: r.warmup_lr,
-    "warmup_epochs": lambda r: r.warmup_epochs,
+    "warmup_epochs": lambda r: f"{r.warmup_steps} steps" if r.warmup_steps else r.warmup_epochs,
     "cooldown_epochs": lambda r: r.cooldown_epochs,
     "epochs_trained": lambda r: r.total_epochs,
     "schedule": lambda r: _schedule(r),
@@ -122,6 +123,9 @@ _WHY_FINETUNE = {
     "repeated_aug": "views of one image in a batch of few images would leave few others",
     "ema_decay": "its average spans more steps than the run has",
 }
+_REASONS = {
+    "imagenet": _WHY, "finetune": _WHY_FINETUNE, "detection": {**_WHY, **detection_protocol.WHY}
+}  # fmt: skip
 
 
 def compare_recipe(name: str = "imagenet") -> pd.DataFrame:
@@ -131,7 +135,8 @@ def compare_recipe(name: str = "imagenet") -> pd.DataFrame:
     False, or None where the field says what the authors ran it on), why (for what is not the same).
 
     Args:
-        name: "imagenet", or "finetune": the authors' answer, and what it leaves as on ImageNet.
+        name: "imagenet"; "finetune": the authors' answer, and what it leaves as on ImageNet; or
+            "detection": RetinaNet's schedule and the detector itself.
 
     Raises:
         ValueError: a recipe that has no published counterpart.
@@ -141,13 +146,17 @@ def compare_recipe(name: str = "imagenet") -> pd.DataFrame:
     ImageNet with this library.
     """
     published = protocol(name)
-    ours, why = RECIPES[name], _WHY if name == "imagenet" else _WHY_FINETUNE
+    ours, why = RECIPES[name], _REASONS[name]
+    settings, circumstances = _SETTINGS, _CIRCUMSTANCES
+    if name == "detection":
+        settings = settings | detection_protocol.SETTINGS
+        circumstances = circumstances | detection_protocol.CIRCUMSTANCES
     rows: list[tuple[Any, ...]] = []
     for field, value in published.items():
-        if field in _CIRCUMSTANCES:
-            rows.append((field, value, _CIRCUMSTANCES[field](), None, "no part of the recipe"))
+        if field in circumstances:
+            rows.append((field, value, circumstances[field](), None, "no part of the recipe"))
             continue
-        found = _SETTINGS[field](ours)
+        found = settings[field](ours)
         same = _same(value, found)
         if field in _GIVEN and (given := _GIVEN[field](ours)):
             found = f"{found}{given}"
@@ -167,6 +176,8 @@ def protocol(name: str) -> dict[str, Any]:
             f"name: expected a recipe with a published counterpart ({', '.join(PUBLISHED)}), got "
             f"{name!r}{hint}"
         )
+    if name == "detection":
+        return _plain(detection_protocol.published())
     fields = paper.recipe("imagenet")
     options = paper.recipe("distillation_options")
     fields |= {f"distillation_{key}": options[key] for key in ("alpha", "tau")}
@@ -179,6 +190,11 @@ def protocol(name: str) -> dict[str, Any]:
             "eval_resize_ratio", *_CIRCUMSTANCES,
         )  # fmt: skip
         fields = {key: value for key, value in fields.items() if key not in of_imagenet} | changed
+    return _plain(fields)
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without what is about the protocol; lists as tuples."""
     return {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in fields.items()
@@ -216,6 +232,8 @@ def _adamw_betas() -> Any:
 
 def _schedule(recipe: Recipe) -> str:
     """ "cosine" where its rate at a third of the epochs is where the cosine is."""
+    if recipe.schedule == "steps":
+        return f"a tenth after {recipe.lr_steps} epochs"
     epoch = recipe.epochs / 3
     if epoch < recipe.warmup_epochs:
         return "warm-up"
