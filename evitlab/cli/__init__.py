@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evitlab.cli import (
     bench,
+    detect,
     evaluate,
     explore,
     export,
@@ -33,7 +34,7 @@ from evitlab.training.launch import (
 
 GROUPS = [
     train.add, evaluate.add, export.add, models.add, recipes.add, profile.add, heads.add,
-    explore.add, prune.add, bench.add, study.add, reproduce.add,
+    explore.add, prune.add, bench.add, study.add, detect.add, reproduce.add,
 ]  # fmt: skip
 _CAUSE_SPEAKS_S = 2.0  # a process that failed says why well within this, also on a busy machine
 USER_MISTAKES = (ValueError, OSError, ArithmeticError)  # one line and exit code 2

@@ -29,6 +29,14 @@ def parser_with_commands(groups: Sequence[Callable[[AddCommand], None]]) -> Pars
         description="Rebuild, measure and extend the findings of EfficientViT (CVPR 2023).",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    command = commands_of(parser)
+    for add in groups:
+        add(command)
+    return parser
+
+
+def commands_of(parser: argparse.ArgumentParser) -> AddCommand:
+    """What adds commands to a parser: to that of `evitlab`, or to one command's own."""
     commands: Any = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Run, text: str, example: str) -> argparse.ArgumentParser:
@@ -44,6 +52,4 @@ def parser_with_commands(groups: Sequence[Callable[[AddCommand], None]]) -> Pars
                          help="show the traceback of an error")  # fmt: skip
         return sub
 
-    for add in groups:
-        add(command)
-    return parser
+    return command

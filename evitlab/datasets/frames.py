@@ -23,13 +23,19 @@ class Frame:
     """One picture, upright and RGB.
 
     Attributes:
-        name: its file relative to the folder that was named, else the file's name; of a video
-            with the number of the frame, counted from 0: "clip.mp4#000025".
+        file: relative to the folder that was named, else the file's name.
         picture: RGB.
+        number: of a video's frame, counted from 0; None of an image.
     """
 
-    name: str
+    file: str
     picture: Image.Image
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file, of a video with the frame's number: "clip.mp4#000025"."""
+        return self.file if self.number is None else f"{self.file}#{self.number:06d}"
 
 
 class Frames:
@@ -152,7 +158,7 @@ def _frames(file: Path, name: str, every: int) -> Iterator[Frame]:
         yield Frame(name, decode_image(file.read_bytes(), where=str(file)))
         return
     for number, picture in frames:
-        yield Frame(f"{name}#{number:06d}", picture)
+        yield Frame(name, picture, number)
 
 
 def _animation(file: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
@@ -196,6 +202,4 @@ def _video(file: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
 
 def _check_pixels(file: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise ValueError(
-            f"{file}: {width}x{height} pixels, at most {MAX_PIXELS:,} are accepted"
-        )
+        raise ValueError(f"{file}: {width}x{height} pixels, at most {MAX_PIXELS:,} are accepted")

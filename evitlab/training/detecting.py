@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from evitlab.datasets.detection import DetectionDataset, Detections
-from evitlab.records import environment_card
+from evitlab.records import Environment, environment_card
 from evitlab.records.detection import BoxAP
 from evitlab.training.box_ap import box_ap
 from evitlab.training.distributed import ALONE, Ranks, current_ranks
@@ -54,22 +54,37 @@ def evaluate_detector(
     Paper: Table 5.
     Pitfall: see `box_ap`.
     """
-    if not data.num_boxes:
-        raise ValueError(
-            f"data: expected at least one box to find, got none in {data.title} ({data.split}, "
-            f"{len(data)} images)"
-        )
+    check_boxes(data)
     ranks = current_ranks() if distributed else ALONE
     found = _predict(model, data, batch_size=batch_size, device=device, ranks=ranks)
+    home = _device_of(model)
     card = environment_card(
-        device=_device_of(model, device), batch_size=batch_size, dataset=data.title
+        device=checked_device(device) if device else home,
+        batch_size=batch_size,
+        dataset=data.title,
     )
+    return ranks.from_main(lambda: ap_of(found, data, environment=card))
 
-    def measure() -> BoxAP:
-        results = coco_results(found, data.category_ids)
-        return box_ap(data.ground_truth(), results, environment=card)
 
-    return ranks.from_main(measure)
+def ap_of(
+    detections: Iterable[Detections],
+    data: DetectionDataset,
+    *,
+    environment: Environment | None = None,
+) -> BoxAP:
+    """The box AP that detections on a data set come to.
+
+    Args:
+        detections: of `predict_boxes`; an image without any counts as one where nothing was found.
+        data: what they were made on.
+        environment: where they come from; None: this process, now.
+
+    Raises:
+        ValueError: the data have no boxes, or a detection is of an image that they lack.
+    """
+    check_boxes(data)
+    results = coco_results(detections, data.category_ids)
+    return box_ap(data.ground_truth(), results, environment=environment)
 
 
 def predict_boxes(
@@ -78,6 +93,7 @@ def predict_boxes(
     *,
     batch_size: int = 1,
     device: str | torch.device | None = None,
+    progress: bool = True,
 ) -> list[Detections]:
     """What a detector finds on each image, in the images' order, best first.
 
@@ -86,11 +102,14 @@ def predict_boxes(
         data: a data set, with or without boxes, or pictures with names, numbered by their place.
         batch_size: images per forward pass.
         device: None runs where the model's parameters are.
+        progress: a bar, where it takes more than two seconds.
 
     Raises:
         ValueError: see `evaluate_detector`; images without boxes are taken.
     """
-    return _predict(model, data, batch_size=batch_size, device=device, ranks=ALONE)
+    return _predict(
+        model, data, batch_size=batch_size, device=device, ranks=ALONE, progress=progress
+    )
 
 
 def coco_results(
@@ -126,6 +145,15 @@ def coco_results(
     return results
 
 
+def check_boxes(data: DetectionDataset) -> None:
+    """Raise a ValueError where there is nothing to find, so no AP."""
+    if not data.num_boxes:
+        raise ValueError(
+            f"data: expected at least one box to find, got none in {data.title} ({data.split}, "
+            f"{len(data)} images)"
+        )
+
+
 def check_detector_classes(model: nn.Module, data: DetectionDataset) -> None:
     """Raise a ValueError where a detector's classes are not those of the data."""
     known = getattr(model, "num_classes", data.num_classes)
@@ -151,6 +179,7 @@ def _predict(
     batch_size: int,
     device: str | torch.device | None,
     ranks: Ranks,
+    progress: bool = True,
 ) -> list[Detections]:
     if len(data) == 0:
         raise ValueError("data: expected at least one image, got none")
@@ -166,7 +195,7 @@ def _predict(
         evaluating(model, device=device, home=home),
         tqdm(
             total=len(own), desc="detect", unit="img", leave=False, delay=2,
-            disable=not ranks.main,
+            disable=not (progress and ranks.main),
         ) as bar,
     ):  # fmt: skip
         for batch in _batches(data, own, batch_size):
@@ -223,8 +252,6 @@ def _detections(file: str, number: int, output: dict[str, Tensor]) -> Detections
     )
 
 
-def _device_of(model: nn.Module, device: str | torch.device | None = None) -> torch.device:
-    """The device that was asked for, else where the model's parameters are."""
-    if device:
-        return checked_device(device)
+def _device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))

@@ -1,0 +1,490 @@
+"""`evitlab detect …`: train a detector, measure it, look at what it finds, bring annotations."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evitlab.cli.data import on_error
+from evitlab.cli.parser import AddCommand, commands_of
+
+if TYPE_CHECKING:
+    from evitlab.datasets import DetectionDataset
+    from evitlab.datasets.detection import Detections
+    from evitlab.datasets.frames import Frame, Frames
+    from evitlab.records.detection import BoxAP
+    from evitlab.training.recipe import Recipe
+
+_DATA = (
+    "scenes (drawn, no file needed), coco128, a folder with COCO annotations, a COCO JSON, or a "
+    "Pascal VOC folder (default: COCO128 if it is at hand, else scenes)"
+)
+_QUALITY = 92  # of the JPEGs with boxes
+_RESULTS = "detections.json"
+
+
+def add(command: AddCommand) -> None:
+    detect = command(
+        "detect", _no_command, "train and use object detectors: RetinaNet on any backbone",
+        "evitlab detect train efficientvit_m0 --data coco128 --img-size 320 --out runs/boxes\n"
+        "  evitlab detect predict runs/boxes photos/ --out found",
+    )  # fmt: skip
+    own = commands_of(detect)
+    _add_train(own)
+    _add_evaluate(own)
+    _add_predict(own)
+    _add_convert(own)
+
+
+def _no_command(args: argparse.Namespace) -> None:
+    raise AssertionError("the parser asks for one of the commands")
+
+
+def _add_train(command: AddCommand) -> None:
+    train = command(
+        "train", _train, "train a detector on images with boxes, or continue a run",
+        "evitlab detect train efficientvit_m4 --data coco128 --weights timm --out runs/boxes\n"
+        "  evitlab detect train efficientvit_m0 --data coco128 --overfit 8 --img-size 256 "
+        "--channels 64 --out runs/overfit",
+    )  # fmt: skip
+    train.add_argument("backbone", metavar="BACKBONE",
+                       help="an EfficientViT of `evitlab models`, or a model of timm that gives "
+                       "features")  # fmt: skip
+    _add_data(train)
+    train.add_argument("--val-data", metavar="NAME|PATH",
+                       help="what to validate on (default: the val split of --data)")
+    train.add_argument("--val-images", metavar="PATH", help="its images, as --images")
+    train.add_argument("--overfit", type=int, metavar="N",
+                       help="learn the first N images with boxes, and validate on the same: do the "
+                       "parts work together?")  # fmt: skip
+    train.add_argument("--recipe", metavar="NAME",
+                       help="detection or overfit (default: overfit with --overfit, else "
+                       "detection)")  # fmt: skip
+    train.add_argument("--img-size", type=int, nargs="+", metavar="N",
+                       help="pixels of the short side, and of the long one at most (default: 800 "
+                       "1333; of one number: 5/3 of it)")  # fmt: skip
+    train.add_argument("--channels", type=int, default=256, metavar="N",
+                       help="of neck and head (default: %(default)s)")
+    train.add_argument("--weights", metavar="PATH|NAME|timm",
+                       help="of the backbone (default: random)")
+    train.add_argument("--epochs", type=int, metavar="N",
+                       help="of the whole run; the rate's steps move along")
+    train.add_argument("--batch-size", type=int, metavar="N", help="images per step")
+    train.add_argument("--accumulate", type=int, metavar="N",
+                       help="parts that a step's images are worked off in: less memory")
+    train.add_argument("--lr", type=float, metavar="X", help="peak learning rate")
+    train.add_argument("--validate-every", type=int, metavar="N", help="epochs")
+    train.add_argument("--limit", type=int, metavar="N", help="training images at most")
+    train.add_argument("--val-limit", type=int, metavar="N", help="validation images at most")
+    train.add_argument("--seed", type=int, metavar="N")
+    train.add_argument("--device", help="cpu, cuda (default: a GPU if there is one)")
+    train.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    train.add_argument("--skip-corrupt", action="store_true",
+                       help="leave out images that are missing or cannot be read")
+    train.add_argument("--scale", help="smoke, quick, lab or paper, noted in the record")
+    train.add_argument("--no-resume", action="store_true", help="start over")
+    train.add_argument("--out", required=True, metavar="DIR",
+                       help="the same command continues what is there")
+    train.add_argument("--json", metavar="FILE", help="also write the record there")
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", metavar="NAME|PATH", help=_DATA)
+    command.add_argument("--images", metavar="PATH",
+                         help="folder or tar of the images, where they do not lie beside the "
+                         "annotations")  # fmt: skip
+
+
+def _add_evaluate(command: AddCommand) -> None:
+    evaluate = command(
+        "evaluate", _evaluate, "measure the box AP of a detector, or of results in a file",
+        "evitlab detect evaluate runs/boxes --data coco128\n"
+        "  evitlab detect evaluate --annotations instances_val2017.json --results found.json",
+    )  # fmt: skip
+    evaluate.add_argument("weights", nargs="?", metavar="RUN|FILE",
+                          help="a run's folder or a .safetensors file")
+    _add_data(evaluate)
+    evaluate.add_argument("--split", default="val",
+                          help="train, val, test; all (default: %(default)s)")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="images at most")
+    evaluate.add_argument("--annotations", metavar="FILE",
+                          help="instead of RUN and --data: measure the results in --results")
+    evaluate.add_argument("--results", metavar="FILE",
+                          help="write what was found there, as COCO results; with --annotations, "
+                          "read it from there")  # fmt: skip
+    evaluate.add_argument("--skip-corrupt", action="store_true",
+                          help="leave out images that are missing or cannot be read")
+    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N",
+                          help="images per forward pass (default: %(default)s)")
+    evaluate.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
+    evaluate.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    evaluate.add_argument("--json", metavar="FILE", help="also write the record there")
+
+
+def _add_predict(command: AddCommand) -> None:
+    predict = command(
+        "predict", _predict, "draw what a detector finds on images, folders and videos",
+        "evitlab detect predict runs/boxes photos/ --out found\n"
+        "  evitlab detect predict runs/boxes street.mp4 --every 25 --threshold 0.5 --out found",
+    )  # fmt: skip
+    predict.add_argument("weights", metavar="RUN|FILE",
+                         help="a run's folder or a .safetensors file")
+    predict.add_argument("images", nargs="+", metavar="IMAGES",
+                         help="images, folders of them, videos, animations")
+    predict.add_argument("--out", required=True, metavar="DIR",
+                         help=f"for a picture of each, and {_RESULTS}: COCO results with file "
+                         "names")  # fmt: skip
+    predict.add_argument("--threshold", type=float, default=0.3, metavar="X",
+                         help="scores from which on a box is shown and written (default: "
+                         "%(default)s)")  # fmt: skip
+    predict.add_argument("--every", type=int, default=1, metavar="N",
+                         help="each N-th frame of a video (default: %(default)s)")
+    predict.add_argument("--limit", type=int, metavar="N", help="pictures at most")
+    predict.add_argument("--skip-corrupt", action="store_true",
+                         help="leave out what cannot be read")
+    predict.add_argument("--batch-size", type=int, default=1, metavar="N",
+                         help="pictures per forward pass (default: %(default)s)")
+    predict.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
+    predict.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+
+
+def _add_convert(command: AddCommand) -> None:
+    convert = command(
+        "convert", _convert, "write the annotations of a Pascal VOC folder as COCO JSON",
+        "evitlab detect convert VOC2012 instances_train.json --split train",
+    )  # fmt: skip
+    convert.add_argument("folder", metavar="VOC_FOLDER", help="with Annotations/ and JPEGImages/")
+    convert.add_argument("out", metavar="OUT.json")
+    convert.add_argument("--split", default="train",
+                         help="a list of ImageSets/Main; all (default: %(default)s)")
+
+
+def _train(args: argparse.Namespace) -> None:
+    import torch
+
+    from evitlab.analysis.conditions import cpu_threads
+    from evitlab.models.detector import create_detector
+    from evitlab.training.detection import train_detector
+    from evitlab.training.identity import weights_identity
+    from evitlab.training.launch import launch_rank
+
+    size = _img_size(args.img_size)
+    recipe = _recipe(args)
+    train_data, val_data = _training_sets(args)
+    recipe, fitted = _fitted(recipe, len(train_data))
+    with cpu_threads(args.threads), torch.random.fork_rng([]):
+        torch.manual_seed(recipe.seed)
+        model = create_detector(
+            args.backbone,
+            num_classes=train_data.num_classes,
+            img_size=size,
+            channels=args.channels,
+            weights=args.weights,
+            class_names=train_data.class_names,
+            category_ids=train_data.category_ids,
+        )
+        short, long = model.config.img_size
+        print(
+            f"RetinaNet on {args.backbone}, {train_data.title}: {len(train_data)} training images "
+            f"with {train_data.num_boxes} boxes of {train_data.num_classes} classes, "
+            f"{'the same' if val_data is train_data else len(val_data)} to validate; short side "
+            f"{short} pixels, long side {long} at most"
+        )
+        for line in dict.fromkeys((*train_data.notes, *val_data.notes, *fitted)):
+            print(line)
+        record = train_detector(
+            model,
+            train_data,
+            val_data,
+            recipe,
+            out_dir=args.out,
+            resume=not args.no_resume,
+            device=args.device,
+            command=args.command_line,
+            scale=args.scale,
+            weights=weights_identity(args.weights),
+        )
+    if launch_rank() > 0:  # files are written by one process
+        return
+    print(
+        f"finished: AP {record.final.ap:.1f} %, AP50 {record.final.ap50:.1f} % on "
+        f"{record.validated_on} after {len(record.history)} epochs; see {args.out}"
+    )
+    if args.json:
+        record.save(args.json)
+
+
+def _img_size(given: Sequence[int] | None) -> Any:
+    if given is None:
+        return 800, 1333
+    if len(given) > 2:
+        raise ValueError(
+            f"--img-size: expected the short side, and the long one at most, got {len(given)} "
+            "numbers"
+        )
+    return given[0] if len(given) == 1 else tuple(given)
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    from evitlab.training.recipe import RECIPES
+
+    name = args.recipe or ("detection" if args.overfit is None else "overfit")
+    if name not in RECIPES:
+        raise ValueError(f"--recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
+    recipe = RECIPES[name]
+    options = ("epochs", "batch_size", "accumulate", "lr", "validate_every", "seed")
+    changes = {key: getattr(args, key) for key in options if getattr(args, key) is not None}
+    epochs = changes.get("epochs", recipe.epochs)
+    if recipe.lr_steps and epochs != recipe.epochs:
+        steps = (round(step * epochs / recipe.epochs) for step in recipe.lr_steps)
+        changes["lr_steps"] = tuple(sorted({step for step in steps if step >= 1}))
+    return dataclasses.replace(recipe, **changes)
+
+
+def _fitted(recipe: Recipe, images: int) -> tuple[Recipe, list[str]]:
+    """The recipe with a warm-up that leaves most of a short run, and in words what was changed."""
+    steps = recipe.epochs * max(1, images // recipe.batch_size)
+    most = max(1, steps // 10)
+    if recipe.warmup_steps <= most:
+        return recipe, []
+    said = f"a run of {steps} steps: {most} of warm-up instead of {recipe.warmup_steps}"
+    return dataclasses.replace(recipe, warmup_steps=most), [said]
+
+
+def _training_sets(args: argparse.Namespace) -> tuple[DetectionDataset, DetectionDataset]:
+    """What to learn from, and what to validate on, which may be the same."""
+    name = _data_name(args)
+    for option in ("val_data", "val_limit", "val_images"):
+        if args.overfit is not None and getattr(args, option) is not None:
+            raise ValueError(
+                f"--{option.replace('_', '-')}: expected none beside --overfit, which validates on "
+                "what it learns"
+            )
+    if args.val_images is not None and args.val_data is None:
+        raise ValueError("--val-images: expected a --val-data beside it")
+    train_data = _open(args, name, "train", images=args.images, limit=args.limit)
+    if args.overfit is not None:
+        with_boxes = [i for i, crowd in enumerate(train_data.crowd) if not bool(crowd.all())]
+        if not 1 <= args.overfit <= len(with_boxes):
+            raise ValueError(
+                f"--overfit: expected 1 to {len(with_boxes)}, as many images of "
+                f"{train_data.title} have boxes, got {args.overfit}"
+            )
+        train_data = train_data.take(with_boxes[: args.overfit])
+        return train_data, train_data
+    if args.val_data is not None:
+        val_images = args.val_images
+        return train_data, _open(
+            args, args.val_data, "val", images=val_images, limit=args.val_limit
+        )
+    if Path(name).expanduser().is_file():
+        print(f"{name} holds one set: validated on what is learned (--val-data names another)")
+    return train_data, _open(args, name, "val", images=args.images, limit=args.val_limit)
+
+
+def _data_name(args: argparse.Namespace) -> str:
+    from evitlab.datasets import default_detection_name
+
+    return args.data or default_detection_name()
+
+
+def _open(
+    args: argparse.Namespace, name: str, split: str, *, images: str | None, limit: int | None
+) -> DetectionDataset:
+    from evitlab.datasets import open_detection
+
+    return open_detection(name, split, images=images, limit=limit, on_error=on_error(args))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from evitlab.analysis.conditions import cpu_threads
+    from evitlab.models.detector import load_detector
+    from evitlab.records import environment_card
+    from evitlab.training.box_ap import box_ap
+    from evitlab.training.detecting import ap_of, check_boxes, coco_results, predict_boxes
+
+    if args.annotations is not None:
+        for option in ("weights", "data", "images", "limit"):
+            if getattr(args, option) is not None:
+                name = "RUN" if option == "weights" else f"--{option}"
+                raise ValueError(f"{name}: expected none beside --annotations")
+        if args.results is None:
+            raise ValueError("--results: expected the file of the results to measure")
+        found = box_ap(args.annotations, args.results)
+        where = Path(args.annotations).name
+    else:
+        if args.weights is None:
+            raise ValueError("RUN: expected a detector's weights, or --annotations and --results")
+        model = load_detector(args.weights)
+        data = _open(args, _data_name(args), args.split, images=args.images, limit=args.limit)
+        for note in data.notes:
+            print(note)
+        check_boxes(data)
+        with cpu_threads(args.threads):
+            detections = predict_boxes(
+                model, data, batch_size=args.batch_size, device=args.device
+            )
+            card = environment_card(
+                device=args.device, batch_size=args.batch_size, dataset=data.title
+            )
+        found = ap_of(detections, data, environment=card)
+        if args.results:
+            _write_json(args.results, coco_results(detections, data.category_ids))
+        where = f"{data.title} ({data.split})"
+    print(f"{where}: {found.images} images, {found.boxes} boxes")
+    print(ap_table(found))
+    if args.json:
+        found.save(args.json)
+
+
+def ap_table(found: BoxAP) -> str:
+    """COCO's twelve values in two rows; a dash where the data have nothing of a size."""
+    sizes = ("small", "medium", "large")
+    rows = (
+        ("AP %", ("IoU 0.50-0.95", "IoU 0.50", "IoU 0.75", *sizes),
+         (found.ap, found.ap50, found.ap75, found.ap_small, found.ap_medium, found.ap_large)),
+        ("AR %", ("1 box", "10 boxes", "100 boxes", *sizes),
+         (found.ar1, found.ar10, found.ar100, found.ar_small, found.ar_medium, found.ar_large)),
+    )  # fmt: skip
+    lines = []
+    for name, heads, values in rows:
+        cells = ["-" if value is None else f"{value:.1f}" for value in values]
+        lines.append("      " + "".join(f"{head:>14}" for head in heads))
+        lines.append(f"  {name}" + "".join(f"{cell:>14}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from tqdm.auto import tqdm
+
+    from evitlab.analysis.conditions import cpu_threads
+    from evitlab.datasets.frames import Frames
+    from evitlab.models.detector import load_detector
+    from evitlab.training.detecting import coco_results, predict_boxes
+    from evitlab.training.evaluation import checked_device
+
+    if not 0 <= args.threshold <= 1:
+        raise ValueError(f"--threshold: expected 0 to 1, got {args.threshold}")
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size: expected at least 1, got {args.batch_size}")
+    device = checked_device(args.device)
+    model = load_detector(args.weights).to(device)
+    names = model.class_names or tuple(map(str, range(model.num_classes)))
+    ids = model.category_ids or tuple(range(1, model.num_classes + 1))
+    out = Path(args.out)
+    frames = Frames(
+        args.images, every=args.every, limit=args.limit, on_error=on_error(args), leave_out=out
+    )
+    _check_targets(frames, out)
+    results: list[dict[str, Any]] = []
+    used: set[str] = set()
+    with cpu_threads(args.threads), tqdm(
+        total=frames.total, desc="detect", unit="img", leave=False, delay=2
+    ) as bar:  # fmt: skip
+        for batch in _batched(frames, args.batch_size):
+            pictures = [(frame.name, frame.picture) for frame in batch]
+            found = predict_boxes(model, pictures, batch_size=args.batch_size, progress=False)
+            for frame, one in zip(batch, found, strict=True):
+                shown = _from_threshold(one, args.threshold, number=len(used) + 1)
+                file = _target(frame.file, frame.number, used)
+                _write_picture(out / file, frame, shown, names)
+                rows = coco_results([shown], ids)
+                results += [{**row, "file_name": frame.name} for row in rows]
+            bar.update(len(batch))
+    if not used:
+        raise ValueError(f"IMAGES: expected one that can be read; {'; '.join(frames.skipped)}")
+    _write_json(out / _RESULTS, results)
+    for reason in frames.skipped:
+        print(f"left out: {reason}")
+    counts = Counter(names[ids.index(row["category_id"])] for row in results)
+    listed = ", ".join(f"{name} {count}" for name, count in counts.most_common(10))
+    print(
+        f"{len(used)} pictures, {len(results)} boxes with a score of {args.threshold:g} or more"
+        f"{f' ({listed})' if listed else ''}; drawn in {out}, written to {out / _RESULTS}"
+    )
+
+
+def _check_targets(frames: Frames, out: Path) -> None:
+    """Raise a ValueError where a drawing would be written over a photograph."""
+    sources = {file.resolve() for file, _ in frames.files}
+    for _, name in frames.files:
+        target = out / _target(name, None, set())
+        if target.resolve() in sources:
+            raise ValueError(
+                f"--out: expected another folder than the images', got {out}, where {target} would "
+                "be written over"
+            )
+
+
+def _batched(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    """As itertools.batched of Python 3.12."""
+    rest = iter(frames)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _target(file: str, number: int | None, used: set[str]) -> str:
+    """Where the drawing of a picture goes, below the folder; each name is given once."""
+    stem = Path(file).with_suffix("").as_posix()
+    chosen = stem = stem if number is None else f"{stem}_{number:06d}"
+    count = 1
+    while chosen in used:
+        count += 1
+        chosen = f"{stem}_{count}"
+    used.add(chosen)
+    return f"{chosen}.jpg"
+
+
+def _from_threshold(found: Detections, threshold: float, *, number: int) -> Detections:
+    kept = found.scores >= threshold
+    return dataclasses.replace(
+        found,
+        image_id=number,
+        boxes=found.boxes[kept],
+        labels=found.labels[kept],
+        scores=found.scores[kept],
+    )
+
+
+def _write_picture(path: Path, frame: Frame, found: Detections, names: Sequence[str]) -> None:
+    from evitlab.figures.detections import draw_boxes
+    from evitlab.records import write_atomically
+
+    drawn = draw_boxes(
+        frame.picture,
+        found.boxes.tolist(),
+        found.labels.tolist(),
+        class_names=names,
+        scores=found.scores.tolist(),
+    )
+    buffer = io.BytesIO()
+    drawn.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)  # letters stay sharp
+    write_atomically(path, buffer.getvalue())
+
+
+def _write_json(path: str | os.PathLike[str], content: Any) -> None:
+    from evitlab.records import write_atomically
+
+    write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from evitlab.datasets.voc import voc_to_coco
+
+    found = voc_to_coco(args.folder, args.split)
+    _write_json(args.out, found)
+    crowds = sum(entry["iscrowd"] for entry in found["annotations"])
+    print(
+        f"{args.split}: {len(found['images'])} images, {len(found['annotations']) - crowds} boxes"
+        f"{f' and {crowds} difficult ones, as crowds,' if crowds else ''} of "
+        f"{len(found['categories'])} classes; written to {args.out}"
+    )
+    print(f"the images: --images {Path(args.folder) / 'JPEGImages'}")
