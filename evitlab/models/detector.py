@@ -213,6 +213,16 @@ class RetinaNet(TorchvisionRetinaNet):
         `bbox_regression` [B, anchors, 4]: all but the selection of boxes."""
         return self.head(list(self.backbone(images).values()))
 
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """In float32 also under autocast."""
+        outputs = {name: values.float() for name, values in head_outputs.items()}
+        return super().compute_loss(targets, outputs, anchors)
+
     def train(self, mode: bool = True) -> RetinaNet:
         for part in self.children():  # a deployed backbone refuses before anything is changed
             part.train(mode)
@@ -314,7 +324,9 @@ class LevelAnchors(AnchorGenerator):
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """Anchors [n, 4] of each image of the batch, level after level; they are all the same."""
         like = feature_maps[0]
-        self.set_cell_anchors(like.dtype, like.device)
+        # Half precision has no exact numbers for all pixels of a large image.
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        self.set_cell_anchors(dtype, like.device)
         grids = [list(level.shape[-2:]) for level in feature_maps]
         strides = [[torch.tensor(stride, device=like.device)] * 2 for stride in STRIDES]
         anchors = torch.cat(self.grid_anchors(grids, strides))
