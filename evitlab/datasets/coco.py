@@ -7,7 +7,6 @@ inside their image. A file that cannot be meant the way it is written is refused
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -23,6 +22,7 @@ from evitlab.datasets.folders import Listing, list_images
 _ROUNDING_PX = 0.02
 # Thinner than this a box loses its area among the digits of float32.
 _SLIVER_PX = 0.001
+_LONGEST_PX = 2**24  # whole numbers up to here are exact in float32
 _PREFIX = "instances_"
 
 
@@ -179,10 +179,10 @@ def _images(coco: dict[str, Any], where: str) -> dict[int, dict[str, Any]]:
             raise ValueError(f"{place}: expected an id of its own, got {number} a second time")
         image: dict[str, Any] = {"file_name": _text(entry, "file_name", place)}
         image |= {side: _integer(entry, side, place) for side in ("height", "width")}
-        if min(image["height"], image["width"]) < 1:
+        if not all(1 <= image[side] <= _LONGEST_PX for side in ("height", "width")):
             raise ValueError(
-                f"{place}: expected a positive height and width, got {image['height']} and "
-                f"{image['width']}"
+                f"{place}: expected a height and width from 1 to {_LONGEST_PX:,}, got "
+                f"{image['height']} and {image['width']}"
             )
         found[number] = image
     if not found:
@@ -341,8 +341,8 @@ def _area(entry: dict[str, Any], place: str) -> float:
 
 def _is_finite(value: object) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # Far below what float32 holds, so that sums stay finite too.
-    return number and math.isfinite(value) and abs(value) < 1e30  # type: ignore[arg-type]
+    # Far below what float32 holds, so that sums stay finite too; false for NaN.
+    return number and abs(value) < 1e30  # type: ignore[arg-type]
 
 
 def _kind(value: object) -> str:

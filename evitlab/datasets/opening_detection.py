@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from evitlab.datasets.decoding import OnError
 from evitlab.datasets.detection import DetectionDataset
 from evitlab.datasets.hub import data_home
 from evitlab.datasets.scenes import SCENES, open_scenes
-from evitlab.datasets.sources import SPLITS, canonical_split
+from evitlab.datasets.sources import SPLITS, canonical_split, unsplit_indices
 from evitlab.datasets.voc import is_voc, voc_split, voc_to_coco
 
 _PREFERRED = "coco128"
@@ -33,12 +34,13 @@ def open_detection(
 
     Args:
         name_or_path: "scenes" (drawn, needs no file); a folder with
-            `annotations/instances_*<split>*.json`, or `<split>/_annotations.coco.json`, and the
+            `annotations/instances_<split>*.json`, or `<split>/_annotations.coco.json`, and the
             images beside them; the name of such a folder in the data home; a COCO JSON itself, of
             which `split` takes nothing away; or a folder of Pascal VOC (`Annotations/`,
             `JPEGImages/`, and `ImageSets/Main/<split>.txt` where there are splits).
-        split: "train", "val", "test", or "all" where the files know no splits. A set with only one
-            of val and test answers both with it.
+        split: "train", "val", "test" or "all". A set with only one of val and test answers both
+            with it. A folder that knows no splits gives a fixed 80 % for "train" and the rest for
+            both others; "all" is for those.
         images: folder or tar of the images, where they do not lie beside the annotations.
         limit: images at most, evenly spread over the set.
         on_error: "raise" where an image is missing; "skip" leaves out what is missing, unreadable
@@ -122,19 +124,16 @@ def _open_path(
     if not pictures.exists():
         raise ValueError(f"images: expected a folder or a tar, got {os.fspath(pictures)!r}")
     title = _TITLES.get(path.name, path.stem if path.is_file() else path.resolve().name)
-    return join_images(
+    data = join_images(
         coco, pictures, where=str(where), name=name, title=title, split=found, on_error=on_error
     )
-
-
-def _split_of(file: Path) -> str:
-    """The split that a file's name tells, else "all": it holds what it holds."""
-    words = re.findall("[a-z]+", file.stem.lower())
-    return next((split for split in map(canonical_split, words) if split), "all")
+    if path.is_dir() and found == "all" != split:
+        data = replace(data.take(unsplit_indices(len(data), split)), split=split)
+    return data
 
 
 def _annotations_of(root: Path, split: str) -> tuple[str, Path]:
-    """The split that was really found, and its annotation file."""
+    """The annotation file of a split, and the split that it is of; "all": it knows none."""
     for alias in SPLITS.get(split, ()):
         files = _annotation_files(root, alias)
         if len(files) > 1:
@@ -144,13 +143,29 @@ def _annotations_of(root: Path, split: str) -> tuple[str, Path]:
             )
         if files:
             return canonical_split(alias) or split, files[0]
-    there = sorted(file.relative_to(root).as_posix() for file in _annotation_files(root, ""))
+    there = _annotation_files(root)
+    if len(there) == 1 and _split_of(there[0]) == "all":
+        return "all", there[0]
+    names = ", ".join(file.relative_to(root).as_posix() for file in there)
     raise ValueError(
-        f"split: expected annotations/instances_*{split}*.json in {root}, got "
-        f"{', '.join(there) or 'no annotation file'}"
+        f"split: expected annotations/instances_{split}*.json in {root} for {split!r}, got "
+        f"{names or 'no annotation file'}"
     )
 
 
-def _annotation_files(root: Path, alias: str) -> list[Path]:
-    files = sorted((root / "annotations").glob(f"instances_*{alias}*.json"))
-    return files or sorted(root.glob(f"{alias or '*'}/_annotations.coco.json"))
+def _annotation_files(root: Path, alias: str | None = None) -> list[Path]:
+    """The annotation files of a folder, or those that go by one name of a split."""
+    files = sorted((root / "annotations").glob("instances_*.json"))
+    files = files or sorted(root.glob("*/_annotations.coco.json"))
+    return [file for file in files if alias is None or alias in _words(file)]
+
+
+def _split_of(file: Path) -> str:
+    """The split that a file's name, or its folder's, tells; else "all"."""
+    return next((split for split in map(canonical_split, _words(file)) if split), "all")
+
+
+def _words(file: Path) -> list[str]:
+    """Of "instances_train2017": "instances" and "train"."""
+    name = file.parent.name if file.name.startswith("_annotations") else file.stem
+    return re.findall("[a-z]+", name.lower())

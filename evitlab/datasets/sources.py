@@ -125,3 +125,12 @@ def split_unsplit(source: Source, split: str) -> Source:
     held_out = held_out[images[source.labels[held_out]] > 1]
     chosen = np.setdiff1d(np.arange(total), held_out) if split == "train" else held_out
     return replace(source.take(chosen), split=split)
+
+
+def unsplit_indices(count: int, split: str) -> np.ndarray:
+    """Which of `count` images without classes are for a split, ascending: 80 % for "train", the
+    other 20 % for "val" and "test", always the same; "all" is everything."""
+    if split == "all":
+        return np.arange(count)
+    order = np.random.default_rng(0).permutation(count)
+    return np.flatnonzero((order % 5 == 4) == (split != "train"))

@@ -9,9 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-import numpy as np
-
-from evitlab.datasets.sources import SPLITS, canonical_split
+from evitlab.datasets.sources import SPLITS, canonical_split, unsplit_indices
 
 
 def is_voc(folder: Path) -> bool:
@@ -29,8 +27,8 @@ def voc_to_coco(folder: str | os.PathLike[str], split: str = "train") -> dict[st
     Args:
         folder: with `Annotations/*.xml`, and `ImageSets/Main/<split>.txt` where there are splits.
         split: the name of one of its lists, such as "train", "val", "test" or "trainval"; of val
-            and test the one stands in for the other. Without lists every fifth image, in a fixed
-            shuffle, is for "val" and "test", and the others for "train". "all" is everything.
+            and test the one stands in for the other. Without lists a fixed 80 % is for "train" and
+            the rest for both others. "all" is everything.
 
     Raises:
         ValueError: no such folder or split, or an annotation that is broken, by its file.
@@ -100,13 +98,9 @@ def _stems(root: Path, split: str, stems: list[str]) -> list[str]:
         if not found:
             raise ValueError(f"{file}: expected the names of images, got none")
         return list(dict.fromkeys(found))
-    if split == "all":
-        return stems
-    if split not in SPLITS:
+    if split not in (*SPLITS, "all"):
         raise ValueError(f"split: expected one of {', '.join(SPLITS)} or all, got {split!r}")
-    shuffled = np.random.default_rng(0).permutation(len(stems))
-    chosen = np.flatnonzero((shuffled % 5 == 4) == (split != "train"))
-    return [stems[index] for index in chosen]
+    return [stems[index] for index in unsplit_indices(len(stems), split)]
 
 
 def _read(file: Path) -> dict[str, Any]:
