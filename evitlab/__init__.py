@@ -19,19 +19,31 @@ from evitlab.analysis.rollout import attention_rollout
 from evitlab.analysis.roofline import measure_roofline
 from evitlab.analysis.structure import trace_block
 from evitlab.analysis.throughput import measure_throughput
-from evitlab.datasets import Dataset, default_dataset_name, open_dataset, photograph
+from evitlab.datasets import (
+    Dataset,
+    DetectionDataset,
+    Detections,
+    default_dataset_name,
+    default_detection_name,
+    open_dataset,
+    open_detection,
+    photograph,
+)
 from evitlab.findings import Finding, conclude
 from evitlab.models.cost import count_macs, count_params
 from evitlab.models.deploy import deploy
+from evitlab.models.detector import RetinaNet, create_detector, load_detector
 from evitlab.models.export import export_onnx
 from evitlab.models.weights import LoadReport, load_weights
 from evitlab.models.zoo import create_model, list_models, load_model
 from evitlab.records import (
     Accuracy,
     AttributionPicture,
+    BoxAP,
     ChannelImportance,
     ClassificationReport,
     DeployRatios,
+    DetectionRecord,
     FaithfulnessCurves,
     HeadSimilarity,
     OperatorProfile,
@@ -46,8 +58,11 @@ from evitlab.records import (
 )
 from evitlab.studies import StudyReport, load_study, run_study, study_frame
 from evitlab.training.augment import Augment
+from evitlab.training.box_ap import box_ap
 from evitlab.training.checkpoint import save_weights
 from evitlab.training.classifier import train
+from evitlab.training.detecting import evaluate_detector, predict_boxes
+from evitlab.training.detection import train_detector
 from evitlab.training.evaluation import Predictions, evaluate, predict
 from evitlab.training.per_class import classification_report
 from evitlab.training.planned_cost import planned_cost
@@ -66,10 +81,14 @@ __all__ = [
     "AttentionExplorer",
     "AttributionPicture",
     "Augment",
+    "BoxAP",
     "ChannelImportance",
     "ClassificationReport",
     "Dataset",
     "DeployRatios",
+    "DetectionDataset",
+    "DetectionRecord",
+    "Detections",
     "FaithfulnessCurves",
     "Finding",
     "HeadSimilarity",
@@ -82,6 +101,7 @@ __all__ = [
     "RECIPES",
     "Recipe",
     "Report",
+    "RetinaNet",
     "Roofline",
     "StudyReport",
     "ThroughputMatch",
@@ -91,6 +111,7 @@ __all__ = [
     "ablate_heads",
     "attention_rollout",
     "attribute",
+    "box_ap",
     "capture_attention",
     "channel_importance",
     "classification_report",
@@ -99,16 +120,20 @@ __all__ = [
     "conclude",
     "count_macs",
     "count_params",
+    "create_detector",
     "create_model",
     "default_dataset_name",
+    "default_detection_name",
     "deletion_insertion",
     "deploy",
     "environment_card",
     "evaluate",
+    "evaluate_detector",
     "export_onnx",
     "figures",
     "head_similarity",
     "list_models",
+    "load_detector",
     "load_model",
     "load_study",
     "load_weights",
@@ -117,11 +142,13 @@ __all__ = [
     "measure_roofline",
     "measure_throughput",
     "open_dataset",
+    "open_detection",
     "paper",
     "photograph",
     "picture_attributions",
     "planned_cost",
     "predict",
+    "predict_boxes",
     "profile_operators",
     "prune",
     "prune_and_recover",
@@ -131,6 +158,7 @@ __all__ = [
     "study_frame",
     "trace_block",
     "train",
+    "train_detector",
 ]
 
 # Drawing and notebooks bring large libraries along, so they load on first use.
