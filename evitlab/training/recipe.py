@@ -266,6 +266,18 @@ RECIPES = {
         precision="float32",
         sync_norm=False,  # each of 8 GPUs normalises its 2 images
     ),
+    # A detector on a handful of images, seen again and again: do its parts work together?
+    "overfit": Recipe(
+        epochs=200,
+        batch_size=4,
+        lr=1e-3,
+        warmup_steps=20,
+        weight_decay=0.0,
+        clip="norm",
+        clip_grad=10.0,
+        flip=0.0,
+        validate_every=10,
+    ),
 }
 
 _FEWEST_STEPS, _SMALLEST_BATCH = 8, 8
