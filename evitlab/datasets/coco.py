@@ -129,11 +129,12 @@ def join_images(
         (number, path) for number, path in zip(numbers, paths, strict=True) if path is not None
     ]
     if missing:
-        notes.append(f"{_count(missing, 'image')} not found and left out")
+        notes.append(f"{_count(missing, 'image')} not found, left out")
     if on_error == "skip":
         chosen, unreadable = _readable(chosen, listing, entries)
         if unreadable:
-            notes.append(f"{_count(unreadable, 'image')} unreadable or not of the declared size")
+            count = _count(unreadable, "image")
+            notes.append(f"{count} unreadable or not of the declared size, left out")
     if not chosen:
         raise ValueError(f"{where}: expected at least one image, got none in {images}")
     own = [boxes[number] for number, _ in chosen]
