@@ -22,7 +22,11 @@ from evitlab.models.zoo import config_fields, model_name
 from evitlab.records import BoxAP, DetectionLog, DetectionRecord, environment_card
 from evitlab.training.batches import Part, check_norms, step_seed
 from evitlab.training.checkpoint import save_weights
-from evitlab.training.detecting import check_detector_classes, evaluate_detector
+from evitlab.training.detecting import (
+    check_boxes,
+    check_detector_classes,
+    evaluate_detector,
+)
 from evitlab.training.distributed import Ranks
 from evitlab.training.identity import recorded
 from evitlab.training.loop import computed_in, run
@@ -102,6 +106,7 @@ class Detection(Task):
     def check(self, ranks: Ranks, device: torch.device) -> None:
         model, recipe, data = self.model, self.recipe, self.train_data
         check_trainable(data)
+        check_boxes(self.val_data)
         _check_recipe(recipe)
         for given in (data, self.val_data):
             check_detector_classes(model, given)
@@ -113,7 +118,7 @@ class Detection(Task):
             "dataset": data.title,
             "train_images": len(data),
             "train_boxes": data.num_boxes,
-            "validated_on": f"{self.val_data.split}, {len(self.val_data)} images",
+            "validated_on": _validated_on(data, self.val_data),
             "recipe": dataclasses.asdict(recipe),
             "weights": self.weights,
             "config": config_fields(model),
@@ -277,6 +282,12 @@ def load_target(
         x1, y1, x2, y2 = boxes.unbind(1)
         boxes = torch.stack([image.shape[-1] - x2, y1, image.shape[-1] - x1, y2], 1)
     return image, {"boxes": boxes, "labels": labels}
+
+
+def _validated_on(train_data: DetectionDataset, val_data: DetectionDataset) -> str:
+    same = "the same " if val_data.image_ids == train_data.image_ids else ""
+    same *= val_data.title == train_data.title
+    return f"{val_data.split}, {same}{len(val_data)} images"
 
 
 def _check_recipe(recipe: Recipe) -> None:
