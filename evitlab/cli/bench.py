@@ -11,12 +11,13 @@ from typing import Any
 import pandas as pd
 
 from evitlab.cli.parser import AddCommand
-from evitlab.records import ThroughputRecord, ThroughputSweep
+from evitlab.records import DetectorSpeed, DetectorTiming, ThroughputRecord, ThroughputSweep
 
 # By preset: what it takes beside --rounds, --threads and --json.
 _COMPARISONS: dict[str, tuple[str, ...]] = {
     "deploy": (), "timm": ("batch_sizes",), "analysis": ("batch_sizes",),
     "explorer": (), "train": ("batch_sizes", "img_size", "device"),
+    "detector": ("batch_sizes", "img_size", "device"),
 }  # fmt: skip
 
 
@@ -32,8 +33,9 @@ def add(command: AddCommand) -> None:
         help="paper-cpu, paper-gpu, sweep, sweep-gpu, quick: models, engines and conditions, which "
         "the other options change; deploy: ratios of the deployed family to timm's models; timm: "
         "ratios of forward pass and training step, and the data path; analysis: what "
-        "head_similarity and channel_importance cost; explorer: how fast it repaints; train: see "
-        "--train "
+        "head_similarity and channel_importance cost; explorer: how fast it repaints; detector: "
+        "backbone, neck, head and post-processing of detectors, built on MODEL or in the folder of "
+        "a run; train: see --train "
         "(default: %(default)s)",
     )  # fmt: skip
     bench.add_argument("--train", dest="preset", action="store_const", const="train",
@@ -62,7 +64,7 @@ def _bench(args: argparse.Namespace) -> None:
     if args.preset in _COMPARISONS:
         _refuse_other_options(args)
         run = {"deploy": _deploy, "timm": _timm, "analysis": _analysis, "explorer": _explorer,
-               "train": _train}  # fmt: skip
+               "train": _train, "detector": _detector}  # fmt: skip
         run[args.preset](args)
     else:
         _sweep(args)
@@ -261,6 +263,62 @@ def _explorer(args: argparse.Namespace) -> None:
               f"{record.hooks_left} hooks left")  # fmt: skip
     if args.json:
         record.save(args.json)
+
+
+def _detector(args: argparse.Namespace) -> None:
+    from evitlab.analysis.detector_speed import MODELS, measure_detector
+
+    for name in ("batch_sizes", "device"):
+        if len(getattr(args, name) or [None]) > 1:
+            raise ValueError(
+                f"--{name.replace('_', '-')}: expected one value with --preset detector"
+            )
+    record = measure_detector(
+        args.models or MODELS,
+        img_size=args.img_size,
+        batch_size=(args.batch_sizes or [1])[0],
+        rounds=15 if args.rounds is None else args.rounds,
+        threads=(args.threads or [1])[0],
+        device=(args.device or ["cpu"])[0],
+        command=args.command_line,
+    )
+    print(detector_table(record).to_string(index=False))
+    for row in {row.model: row for row in reversed(record.rows)}.values():
+        print(candidates_line(row))
+    print(f"milliseconds a call, median of {record.rounds} rounds in turns, batch "
+          f"{record.batch_size}, a picture of {record.environment.dataset}; "
+          f"{record.environment.hardware}")  # fmt: skip
+    if args.json:
+        record.save(args.json)
+
+
+def detector_table(record: DetectorSpeed) -> pd.DataFrame:
+    """The rows of a detector's speed as they are printed: milliseconds and share of each part."""
+
+    def cells(row: DetectorTiming) -> dict[str, str]:
+        height, width = row.img_size
+        return {
+            "model": row.model,
+            "form": row.form,
+            "px": f"{width}x{height}",
+            **{part.part: f"{part.ms:.1f} ({part.share:.0%})" for part in row.parts},
+            "whole": f"{row.whole_ms:.1f}",
+            "quartiles": f"{row.whole_ms_low:.1f}-{row.whole_ms_high:.1f}",
+            "img/s": f"{row.img_per_s:.2f}",
+            "speedup": "" if row.speedup is None else f"{row.speedup:.2f}",
+            "GMAC": f"{sum(part.macs for part in row.parts) / 1e9:.1f}",
+        }
+
+    return pd.DataFrame([cells(row) for row in record.rows])
+
+
+def candidates_line(row: DetectorTiming) -> str:
+    """What post-processing had to select from, in words."""
+    drawn = "" if row.learnt else " (its head is as drawn: trained, it has more to do)"
+    return (
+        f"{row.model}: {row.candidates:,} candidate boxes, {row.detections} left of them{drawn}; "
+        f"with {row.full_candidates:,} post-processing takes {row.full_ms:.1f} ms"
+    )
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -36,7 +36,15 @@ from evitlab.records.comparison import (
     WidthSpeed,
     quartiles,
 )
-from evitlab.records.detection import BoxAP, DetectionLog, DetectionRecord
+from evitlab.records.detection import (
+    DETECTOR_PARTS,
+    BoxAP,
+    DetectionLog,
+    DetectionRecord,
+    DetectorPart,
+    DetectorSpeed,
+    DetectorTiming,
+)
 from evitlab.records.environment import SCALES, Environment, environment_card
 from evitlab.records.explorer_cost import ExplorerCost, ExplorerStep
 from evitlab.records.heads import (
@@ -76,6 +84,7 @@ __all__ = [
     "COMPONENTS",
     "CRITERIA",
     "CURVE",
+    "DETECTOR_PARTS",
     "MEMORY_BOUND",
     "LoopRatio",
     "LoopSpeed",
@@ -108,6 +117,9 @@ __all__ = [
     "DeployRatios",
     "DetectionLog",
     "DetectionRecord",
+    "DetectorPart",
+    "DetectorSpeed",
+    "DetectorTiming",
     "Environment",
     "ExplorerCost",
     "ExplorerStep",

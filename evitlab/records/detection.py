@@ -11,6 +11,8 @@ import pandas as pd
 from evitlab.records.base import Record
 from evitlab.records.environment import Environment
 
+DETECTOR_PARTS = ("preparation", "backbone", "neck", "head", "post-processing")
+
 
 @dataclass(frozen=True)
 class BoxAP(Record):
@@ -80,3 +82,78 @@ class DetectionRecord(Record):
         frame.insert(0, "dataset", self.dataset)
         frame.insert(0, "model", self.model)
         return frame
+
+
+@dataclass(frozen=True)
+class DetectorPart:
+    """What one part of a detector takes of a pass, and what it consists of."""
+
+    part: str  # one of DETECTOR_PARTS
+    ms: float  # of a batch, median of the rounds
+    ms_low: float  # first quartile
+    ms_high: float  # third quartile
+    share: float  # of the pass, 0 to 1, median of the rounds
+    macs: int  # multiply-accumulates for one image; 0 where nothing is multiplied by weights
+    params: int
+
+
+@dataclass(frozen=True)
+class DetectorTiming:
+    """One detector in one form: a pass, part by part.
+
+    Post-processing depends on the picture and on what the detector has learnt: it decodes and
+    compares the candidates, boxes above the score threshold. A detector whose head is as drawn has
+    none, so what post-processing can cost stands beside it: with one class of every anchor a
+    candidate, up to so many per level as the detector takes.
+    """
+
+    model: str  # the backbone
+    form: str  # "as trained"; "deployed", or "folded": BatchNorms of a backbone that is not ours
+    learnt: bool  # False: built to be measured, with weights as drawn
+    num_classes: int
+    channels: int  # of neck and head
+    img_size: tuple[int, int]  # height, width of the batch, padding included
+    parts: tuple[DetectorPart, ...]  # in the order of DETECTOR_PARTS
+    whole_ms: float  # a plain call for a batch, median of the rounds
+    whole_ms_low: float  # first quartile
+    whole_ms_high: float  # third quartile
+    img_per_s: float  # of the plain call
+    speedup: float | None  # over "as trained", median of the rounds' ratios; None: not compared
+    speedup_low: float | None  # first quartile
+    speedup_high: float | None  # third quartile
+    candidates: int  # boxes of one image that post-processing decoded and compared
+    detections: int  # what it left of them
+    full_ms: float  # post-processing of a batch with `full_candidates`, median of the rounds
+    full_candidates: int  # of one image
+
+
+@dataclass(frozen=True)
+class DetectorSpeed(Record):
+    """Where a detector's time goes, taken in turns by all of its rows."""
+
+    rows: tuple[DetectorTiming, ...]
+    batch_size: int
+    rounds: int
+    command: str  # the one command that regenerates this record
+    environment: Environment
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per model, form and part, then the plain call as part "whole"."""
+        found: list[dict[str, Any]] = []
+        for row in self.rows:
+            who = {"model": row.model, "form": row.form}
+            found += [{**who, **dataclasses.asdict(part)} for part in row.parts]
+            found.append({
+                **who,
+                "part": "whole",
+                "ms": row.whole_ms,
+                "ms_low": row.whole_ms_low,
+                "ms_high": row.whole_ms_high,
+                "share": 1.0,
+                "macs": sum(part.macs for part in row.parts),
+                "params": sum(part.params for part in row.parts),
+                "img_per_s": row.img_per_s,
+                "speedup": row.speedup,
+                "candidates": row.candidates,
+            })  # fmt: skip
+        return pd.DataFrame(found)
