@@ -339,7 +339,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         if args.results:
             _write_json(args.results, coco_results(detections, data.category_ids))
         where = f"{data.title} ({data.split})"
-    print(f"{where}: {found.images} images, {found.boxes} boxes")
+    print(f"{where}: {_some(found.images, 'image')}, {_some(found.boxes, 'box')}")
     print(ap_table(found))
     if args.json:
         found.save(args.json)
@@ -407,7 +407,7 @@ def _predict(args: argparse.Namespace) -> None:
     counts = Counter(names[ids.index(row["category_id"])] for row in results)
     listed = ", ".join(f"{name} {count}" for name, count in counts.most_common(10))
     print(
-        f"{len(used)} pictures, {len(results)} boxes with a score of {args.threshold:g} or more"
+        f"{_some(len(used), 'picture')}, {_some(len(results), 'box')} with a score of {args.threshold:g} or more"
         f"{f' ({listed})' if listed else ''}; drawn in {out}, written to {out / _RESULTS}"
     )
 
@@ -482,9 +482,16 @@ def _convert(args: argparse.Namespace) -> None:
     found = voc_to_coco(args.folder, args.split)
     _write_json(args.out, found)
     crowds = sum(entry["iscrowd"] for entry in found["annotations"])
+    hidden = f" and {_some(crowds, 'difficult one')}, as crowds," if crowds else ""
     print(
-        f"{args.split}: {len(found['images'])} images, {len(found['annotations']) - crowds} boxes"
-        f"{f' and {crowds} difficult ones, as crowds,' if crowds else ''} of "
-        f"{len(found['categories'])} classes; written to {args.out}"
+        f"{args.split}: {_some(len(found['images']), 'image')}, "
+        f"{_some(len(found['annotations']) - crowds, 'box')}"
+        f"{hidden} of "
+        f"{_some(len(found['categories']), 'class')}; written to {args.out}"
     )
     print(f"the images: --images {Path(args.folder) / 'JPEGImages'}")
+
+
+def _some(count: int, word: str) -> str:
+    ending = "" if count == 1 else "es" if word.endswith(("x", "s")) else "s"
+    return f"{count} {word}{ending}"
