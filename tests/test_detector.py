@@ -180,6 +180,24 @@ def test_losses_by_what_is_there() -> None:
     assert empty["bbox_regression"].item() == 0 < empty["classification"].item()
 
 
+def test_padding_is_no_background() -> None:
+    """Beside a wide image, more anchors lie on the tall one's padding; its own loss is the same.
+
+    All weights of the head are zero, so no output depends on what the convolutions see there.
+    """
+    model = detector(img_size=(64, 128)).train()
+    for weight in model.head.parameters():
+        nn.init.zeros_(weight)
+    wide, tall = images((64, 128), (128, 64))
+    boxes = targets([[10, 10, 60, 50]], [[5, 30, 60, 90]])
+    alone = [model([image], [box]) for image, box in zip((wide, tall), boxes, strict=True)]
+    together = model([wide, tall], boxes)
+    for name, loss in together.items():
+        expected = (alone[0][name] + alone[1][name]) / 2
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+        assert loss > 0
+
+
 def test_half_precision_maps_have_exact_anchors() -> None:
     """bfloat16 holds eight bits: coordinates above 256 would be even numbers."""
     maps = [torch.zeros(1, 1, -(-96 // stride), -(-600 // stride)) for stride in STRIDES]

@@ -23,9 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.ops import box_iou
 
 from evitlab.models.config import EfficientViTConfig
 from evitlab.models.weights import load_weights, read_card
@@ -165,7 +167,8 @@ class RetinaNet(TorchvisionRetinaNet):
 
     Paper: Table 5; Lin et al., "Focal Loss for Dense Object Detection" (2017).
     Pitfall: mmdetection divides by the objects' anchors of the whole batch, and its anchors are not
-    rounded to whole pixels, so losses differ a little from the official ones.
+    rounded to whole pixels, so losses differ a little from the official ones. BatchNorm and the
+    convolutions of head and neck see the padding of a batch.
     """
 
     def __init__(self, config: DetectorConfig, body: nn.Module | None = None) -> None:
@@ -219,9 +222,22 @@ class RetinaNet(TorchvisionRetinaNet):
         head_outputs: dict[str, Tensor],
         anchors: list[Tensor],
     ) -> dict[str, Tensor]:
-        """In float32 also under autocast."""
+        """As torchvision's, but in float32 also under autocast, and without the background of
+        anchors that are centred on padding: an image's loss does not depend on the others'
+        sizes."""
         outputs = {name: values.float() for name, values in head_outputs.items()}
-        return super().compute_loss(targets, outputs, anchors)
+        matches = []
+        for target, own in zip(targets, anchors, strict=True):
+            if len(target["boxes"]):
+                found = self.proposal_matcher(box_iou(target["boxes"], own))
+            else:
+                found = torch.full_like(own[:, 0], Matcher.BELOW_LOW_THRESHOLD, dtype=torch.int64)
+            centres = (own[:, :2] + own[:, 2:]) / 2
+            padded = (centres >= target["size"].flip(0)).any(1)
+            unmatched = found == Matcher.BELOW_LOW_THRESHOLD
+            matches.append(found.masked_fill(padded & unmatched, Matcher.BETWEEN_THRESHOLDS))
+        losses: dict[str, Tensor] = self.head.compute_loss(targets, outputs, anchors, matches)
+        return losses
 
     def train(self, mode: bool = True) -> RetinaNet:
         for part in self.children():  # a deployed backbone refuses before anything is changed
@@ -336,8 +352,8 @@ class LevelAnchors(AnchorGenerator):
 class DetectorTransform(GeneralizedRCNNTransform):
     """Images of any size and type -> one normalised, padded batch; boxes there and back.
 
-    Unlike torchvision's it resizes with antialiasing, takes uint8, and leaves images alone that
-    have the size already.
+    Unlike torchvision's it resizes with antialiasing, takes uint8, leaves images alone that have
+    the size already, and notes in each target the `size` (height, width) before padding.
     """
 
     def __init__(
@@ -354,13 +370,15 @@ class DetectorTransform(GeneralizedRCNNTransform):
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         before = image.shape[-2], image.shape[-1]
         after = resized_size(*before, self.img_size)
-        if after == before:
-            return image, target
-        image = F.interpolate(
-            image[None], size=after, mode="bilinear", antialias=True, align_corners=False
-        )[0]
+        if after != before:
+            image = F.interpolate(
+                image[None], size=after, mode="bilinear", antialias=True, align_corners=False
+            )[0]
         if target is not None:
-            target = {**target, "boxes": resize_boxes(target["boxes"], list(before), list(after))}
+            boxes = target["boxes"]
+            if after != before:
+                boxes = resize_boxes(boxes, list(before), list(after))
+            target = {**target, "boxes": boxes, "size": torch.tensor(after, device=image.device)}
         return image, target
 
 
