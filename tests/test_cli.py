@@ -497,7 +497,7 @@ MISTAKES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     ),
     "unknown recipe": (
         lambda at: at.train("--recipe", "cifra"),
-        "--recipe: expected one of smoke, cifar, finetune, imagenet, got 'cifra'",
+        "--recipe: expected one of smoke, cifar, finetune, imagenet, .*got 'cifra'",
     ),
     "unknown data": (
         lambda at: at.train(data="cifer10"),

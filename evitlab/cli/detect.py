@@ -1,25 +1,20 @@
-"""`evitlab detect …`: train a detector, measure it, look at what it finds, bring annotations."""
+"""`evitlab detect train`, `evaluate` and `convert`; `predict` is in detect_predict."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
-import json
-import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evitlab.cli import detect_predict
 from evitlab.cli.data import on_error
+from evitlab.cli.detect_predict import counted, write_json
 from evitlab.cli.parser import AddCommand, commands_of
 
 if TYPE_CHECKING:
     from evitlab.datasets import DetectionDataset
-    from evitlab.datasets.detection import Detections
-    from evitlab.datasets.frames import Frame, Frames
     from evitlab.records.detection import BoxAP
     from evitlab.training.recipe import Recipe
 
@@ -27,8 +22,6 @@ _DATA = (
     "scenes (drawn, no file needed), coco128, a folder with COCO annotations, a COCO JSON, or a "
     "Pascal VOC folder (default: COCO128 if it is at hand, else scenes)"
 )
-_QUALITY = 92  # of the JPEGs with boxes
-_RESULTS = "detections.json"
 
 
 def add(command: AddCommand) -> None:
@@ -40,7 +33,7 @@ def add(command: AddCommand) -> None:
     own = commands_of(detect)
     _add_train(own)
     _add_evaluate(own)
-    _add_predict(own)
+    detect_predict.add(own)
     _add_convert(own)
 
 
@@ -127,33 +120,6 @@ def _add_evaluate(command: AddCommand) -> None:
     evaluate.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
     evaluate.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     evaluate.add_argument("--json", metavar="FILE", help="also write the record there")
-
-
-def _add_predict(command: AddCommand) -> None:
-    predict = command(
-        "predict", _predict, "draw what a detector finds on images, folders and videos",
-        "evitlab detect predict runs/boxes photos/ --out found\n"
-        "  evitlab detect predict runs/boxes street.mp4 --every 25 --threshold 0.5 --out found",
-    )  # fmt: skip
-    predict.add_argument("weights", metavar="RUN|FILE",
-                         help="a run's folder or a .safetensors file")
-    predict.add_argument("images", nargs="+", metavar="IMAGES",
-                         help="images, folders of them, videos, animations")
-    predict.add_argument("--out", required=True, metavar="DIR",
-                         help=f"for a picture of each, and {_RESULTS}: COCO results with file "
-                         "names")  # fmt: skip
-    predict.add_argument("--threshold", type=float, default=0.3, metavar="X",
-                         help="scores from which on a box is shown and written (default: "
-                         "%(default)s)")  # fmt: skip
-    predict.add_argument("--every", type=int, default=1, metavar="N",
-                         help="each N-th frame of a video (default: %(default)s)")
-    predict.add_argument("--limit", type=int, metavar="N", help="pictures at most")
-    predict.add_argument("--skip-corrupt", action="store_true",
-                         help="leave out what cannot be read")
-    predict.add_argument("--batch-size", type=int, default=1, metavar="N",
-                         help="pictures per forward pass (default: %(default)s)")
-    predict.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
-    predict.add_argument("--threads", type=int, metavar="N", help="CPU threads")
 
 
 def _add_convert(command: AddCommand) -> None:
@@ -337,9 +303,9 @@ def _evaluate(args: argparse.Namespace) -> None:
             )
         found = ap_of(detections, data, environment=card)
         if args.results:
-            _write_json(args.results, coco_results(detections, data.category_ids))
+            write_json(args.results, coco_results(detections, data.category_ids))
         where = f"{data.title} ({data.split})"
-    print(f"{where}: {_some(found.images, 'image')}, {_some(found.boxes, 'box')}")
+    print(f"{where}: {counted(found.images, 'image')}, {counted(found.boxes, 'box')}")
     print(ap_table(found))
     if args.json:
         found.save(args.json)
@@ -362,136 +328,17 @@ def ap_table(found: BoxAP) -> str:
     return "\n".join(lines)
 
 
-def _predict(args: argparse.Namespace) -> None:
-    from tqdm.auto import tqdm
-
-    from evitlab.analysis.conditions import cpu_threads
-    from evitlab.datasets.frames import Frames
-    from evitlab.models.detector import load_detector
-    from evitlab.training.detecting import coco_results, predict_boxes
-    from evitlab.training.evaluation import checked_device
-
-    if not 0 <= args.threshold <= 1:
-        raise ValueError(f"--threshold: expected 0 to 1, got {args.threshold}")
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size: expected at least 1, got {args.batch_size}")
-    device = checked_device(args.device)
-    model = load_detector(args.weights).to(device)
-    names = model.class_names or tuple(map(str, range(model.num_classes)))
-    ids = model.category_ids or tuple(range(1, model.num_classes + 1))
-    out = Path(args.out)
-    frames = Frames(
-        args.images, every=args.every, limit=args.limit, on_error=on_error(args), leave_out=out
-    )
-    _check_targets(frames, out)
-    results: list[dict[str, Any]] = []
-    used: set[str] = set()
-    with cpu_threads(args.threads), tqdm(
-        total=frames.total, desc="detect", unit="img", leave=False, delay=2
-    ) as bar:  # fmt: skip
-        for batch in _batched(frames, args.batch_size):
-            pictures = [(frame.name, frame.picture) for frame in batch]
-            found = predict_boxes(model, pictures, batch_size=args.batch_size, progress=False)
-            for frame, one in zip(batch, found, strict=True):
-                shown = _from_threshold(one, args.threshold, number=len(used) + 1)
-                file = _target(frame.file, frame.number, used)
-                _write_picture(out / file, frame, shown, names)
-                rows = coco_results([shown], ids)
-                results += [{**row, "file_name": frame.name} for row in rows]
-            bar.update(len(batch))
-    if not used:
-        raise ValueError(f"IMAGES: expected one that can be read; {'; '.join(frames.skipped)}")
-    _write_json(out / _RESULTS, results)
-    for reason in frames.skipped:
-        print(f"left out: {reason}")
-    counts = Counter(names[ids.index(row["category_id"])] for row in results)
-    listed = ", ".join(f"{name} {count}" for name, count in counts.most_common(10))
-    print(
-        f"{_some(len(used), 'picture')}, {_some(len(results), 'box')} with a score of {args.threshold:g} or more"
-        f"{f' ({listed})' if listed else ''}; drawn in {out}, written to {out / _RESULTS}"
-    )
-
-
-def _check_targets(frames: Frames, out: Path) -> None:
-    """Raise a ValueError where a drawing would be written over a photograph."""
-    sources = {file.resolve() for file, _ in frames.files}
-    for _, name in frames.files:
-        target = out / _target(name, None, set())
-        if target.resolve() in sources:
-            raise ValueError(
-                f"--out: expected another folder than the images', got {out}, where {target} would "
-                "be written over"
-            )
-
-
-def _batched(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    """As itertools.batched of Python 3.12."""
-    rest = iter(frames)
-    while batch := list(islice(rest, size)):
-        yield batch
-
-
-def _target(file: str, number: int | None, used: set[str]) -> str:
-    """Where the drawing of a picture goes, below the folder; each name is given once."""
-    stem = Path(file).with_suffix("").as_posix()
-    chosen = stem = stem if number is None else f"{stem}_{number:06d}"
-    count = 1
-    while chosen in used:
-        count += 1
-        chosen = f"{stem}_{count}"
-    used.add(chosen)
-    return f"{chosen}.jpg"
-
-
-def _from_threshold(found: Detections, threshold: float, *, number: int) -> Detections:
-    kept = found.scores >= threshold
-    return dataclasses.replace(
-        found,
-        image_id=number,
-        boxes=found.boxes[kept],
-        labels=found.labels[kept],
-        scores=found.scores[kept],
-    )
-
-
-def _write_picture(path: Path, frame: Frame, found: Detections, names: Sequence[str]) -> None:
-    from evitlab.figures.detections import draw_boxes
-    from evitlab.records import write_atomically
-
-    drawn = draw_boxes(
-        frame.picture,
-        found.boxes.tolist(),
-        found.labels.tolist(),
-        class_names=names,
-        scores=found.scores.tolist(),
-    )
-    buffer = io.BytesIO()
-    drawn.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)  # letters stay sharp
-    write_atomically(path, buffer.getvalue())
-
-
-def _write_json(path: str | os.PathLike[str], content: Any) -> None:
-    from evitlab.records import write_atomically
-
-    write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
-
-
 def _convert(args: argparse.Namespace) -> None:
     from evitlab.datasets.voc import voc_to_coco
 
     found = voc_to_coco(args.folder, args.split)
-    _write_json(args.out, found)
+    write_json(args.out, found)
     crowds = sum(entry["iscrowd"] for entry in found["annotations"])
-    hidden = f" and {_some(crowds, 'difficult one')}, as crowds," if crowds else ""
+    hidden = f" and {counted(crowds, 'difficult one')}, as crowds," if crowds else ""
     print(
-        f"{args.split}: {_some(len(found['images']), 'image')}, "
-        f"{_some(len(found['annotations']) - crowds, 'box')}"
+        f"{args.split}: {counted(len(found['images']), 'image')}, "
+        f"{counted(len(found['annotations']) - crowds, 'box')}"
         f"{hidden} of "
-        f"{_some(len(found['categories']), 'class')}; written to {args.out}"
+        f"{counted(len(found['categories']), 'class')}; written to {args.out}"
     )
     print(f"the images: --images {Path(args.folder) / 'JPEGImages'}")
-
-
-def _some(count: int, word: str) -> str:
-    ending = "" if count == 1 else "es" if word.endswith(("x", "s")) else "s"
-    return f"{count} {word}{ending}"
