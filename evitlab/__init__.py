@@ -9,6 +9,7 @@ from evitlab.analysis.attribution_picture import picture_attributions
 from evitlab.analysis.capture import capture_attention
 from evitlab.analysis.channels import channel_importance
 from evitlab.analysis.cuts import measure_cuts
+from evitlab.analysis.detector_speed import measure_detector
 from evitlab.analysis.faithfulness import deletion_insertion
 from evitlab.analysis.heads import head_similarity
 from evitlab.analysis.matching import match_throughput
@@ -44,6 +45,7 @@ from evitlab.records import (
     ClassificationReport,
     DeployRatios,
     DetectionRecord,
+    DetectorSpeed,
     FaithfulnessCurves,
     HeadSimilarity,
     OperatorProfile,
@@ -89,6 +91,7 @@ __all__ = [
     "DetectionDataset",
     "DetectionRecord",
     "Detections",
+    "DetectorSpeed",
     "FaithfulnessCurves",
     "Finding",
     "HeadSimilarity",
@@ -139,6 +142,7 @@ __all__ = [
     "load_weights",
     "match_throughput",
     "measure_cuts",
+    "measure_detector",
     "measure_roofline",
     "measure_throughput",
     "open_dataset",
