@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from evitlab import count_macs, count_params, open_detection
+from evitlab import DetectionDataset, count_macs, count_params, open_detection
 from evitlab.analysis.detector_speed import _by_part, measure_detector
 from evitlab.cli import main
 from evitlab.models.detector import RetinaNet, create_detector
@@ -36,12 +36,12 @@ def sees_everything(model: RetinaNet) -> RetinaNet:
 
 
 @pytest.fixture(scope="module")
-def scenes():
+def scenes() -> DetectionDataset:
     return open_detection("scenes", "val").take([0, 1])
 
 
 @pytest.fixture(scope="module")
-def record(scenes) -> DetectorSpeed:
+def record(scenes: DetectionDataset) -> DetectorSpeed:
     given = [detector(), sees_everything(detector("mobilenetv2_100"))]
     return measure_detector(given, rounds=3, data=scenes, command="evitlab bench", scale="smoke")
 

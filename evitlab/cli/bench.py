@@ -283,8 +283,9 @@ def _detector(args: argparse.Namespace) -> None:
         command=args.command_line,
     )
     print(detector_table(record).to_string(index=False))
-    for row in {row.model: row for row in reversed(record.rows)}.values():
-        print(candidates_line(row))
+    firsts = {row.model: row for row in reversed(record.rows)}
+    for name in dict.fromkeys(row.model for row in record.rows):
+        print(candidates_line(firsts[name]))
     print(f"milliseconds a call, median of {record.rounds} rounds in turns, batch "
           f"{record.batch_size}, a picture of {record.environment.dataset}; "
           f"{record.environment.hardware}")  # fmt: skip

@@ -5,6 +5,7 @@ last value, or write them with `save_figure`.
 """
 
 from evitlab.figures.ablations import fig7_widths, table6_ablations
+from evitlab.figures.anchors import detector_pyramid
 from evitlab.figures.architecture import table1_architecture
 from evitlab.figures.attention_share import fig3_attention_share
 from evitlab.figures.attention_view import ViewCanvas, attention_view, describe
@@ -18,6 +19,8 @@ from evitlab.figures.channels import (
 )
 from evitlab.figures.classification import class_accuracy, confusion_matrix, results_page
 from evitlab.figures.deploy import deploy_ratios
+from evitlab.figures.detection import boxes_beside_truth, detection_curves, table5_detection
+from evitlab.figures.detector_speed import detector_parts
 from evitlab.figures.heads import fig4_head_similarity, head_curves, head_maps
 from evitlab.figures.images import image_grid
 from evitlab.figures.operators import fig2_operators
@@ -38,12 +41,16 @@ __all__ = [
     "add_caption",
     "attention_view",
     "attribution_grid",
+    "boxes_beside_truth",
     "channel_cuts",
     "channel_scores",
     "class_accuracy",
     "confusion_matrix",
     "deploy_ratios",
     "describe",
+    "detection_curves",
+    "detector_parts",
+    "detector_pyramid",
     "faithfulness_curves",
     "fig1_speed_accuracy",
     "fig2_operators",
@@ -68,6 +75,7 @@ __all__ = [
     "speed_ratios",
     "table1_architecture",
     "table4_transfer",
+    "table5_detection",
     "table6_ablations",
     "training_curves",
 ]

@@ -1,6 +1,7 @@
 """The published numbers the project holds its own beside, each with where it comes from."""
 
 from evitlab.paper.ablations import fig7, table6
+from evitlab.paper.detection import table5
 from evitlab.paper.published import (
     PROVENANCES,
     PublishedNumber,
@@ -32,6 +33,7 @@ __all__ = [
     "recipe",
     "speed_accuracy",
     "speed_ratios",
+    "table5",
     "table6",
     "tables",
     "timm_top1",

@@ -38,6 +38,8 @@ from evitlab.records.comparison import (
 )
 from evitlab.records.detection import (
     DETECTOR_PARTS,
+    AnchorLevel,
+    AnchorPlan,
     BoxAP,
     DetectionLog,
     DetectionRecord,
@@ -96,6 +98,8 @@ __all__ = [
     "Accuracy",
     "AnalysisCost",
     "AnalysisCostRow",
+    "AnchorLevel",
+    "AnchorPlan",
     "AttentionShareRun",
     "AttentionView",
     "AttributionPicture",

@@ -56,7 +56,7 @@ class DetectionLog:
 class DetectionRecord(Record):
     """One training run of a detector, from its recipe to its final box AP."""
 
-    model: str  # the backbone
+    model: str  # its name says the backbone, such as retinanet_efficientvit_m4
     img_size: tuple[int, int]  # short side, long side at most
     num_classes: int
     params: int
@@ -107,7 +107,7 @@ class DetectorTiming:
     candidate, up to so many per level as the detector takes.
     """
 
-    model: str  # the backbone
+    model: str  # its name says the backbone, such as retinanet_efficientvit_m4
     form: str  # "as trained"; "deployed", or "folded": BatchNorms of a backbone that is not ours
     learnt: bool  # False: built to be measured, with weights as drawn
     num_classes: int
@@ -157,3 +157,56 @@ class DetectorSpeed(Record):
                 "candidates": row.candidates,
             })  # fmt: skip
         return pd.DataFrame(found)
+
+
+@dataclass(frozen=True)
+class AnchorLevel:
+    """One level of a detector's pyramid, over one picture."""
+
+    stride: int  # pixels between neighbouring positions
+    grid: tuple[int, int]  # rows and columns of positions
+    anchors: tuple[tuple[float, float, float, float], ...]  # of the position nearest to the middle
+    matched: int  # anchors of the level that learn an object
+    boxes: tuple[int, ...]  # which of the plan's boxes overlap most with an anchor of this level
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """The square root of the smallest and of the largest anchor's area, pixels."""
+        sides = [((x2 - x1) * (y2 - y1)) ** 0.5 for x1, y1, x2, y2 in self.anchors]
+        return min(sides), max(sides)
+
+    @property
+    def total(self) -> int:
+        """Anchors of the level."""
+        return self.grid[0] * self.grid[1] * len(self.anchors)
+
+
+@dataclass(frozen=True)
+class AnchorPlan(Record):
+    """Where a detector's anchors lie on a picture, and which of them an object falls to.
+
+    Boxes and anchors are (x1, y1, x2, y2) in pixels of the picture at the detector's size.
+    """
+
+    img_size: tuple[int, int]  # height, width of the picture, before padding
+    levels: tuple[AnchorLevel, ...]  # finest first
+    boxes: tuple[tuple[float, float, float, float], ...]  # the true ones
+    names: tuple[str, ...]  # of their classes
+    overlaps: tuple[float, ...]  # of each box with its best anchor: intersection over union
+    environment: Environment
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per level."""
+        return pd.DataFrame([
+            {
+                "stride": level.stride,
+                "rows": level.grid[0],
+                "columns": level.grid[1],
+                "anchors": level.total,
+                "smallest_side": round(level.sides[0], 1),
+                "largest_side": round(level.sides[1], 1),
+                "matched": level.matched,
+                "objects": len(level.boxes),
+            }
+            for level in self.levels
+        ])  # fmt: skip
