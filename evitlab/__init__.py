@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from evitlab.analysis.ablation import ablate_heads
+from evitlab.analysis.anchors import place_anchors
 from evitlab.analysis.attribution import attribute, completeness_error
 from evitlab.analysis.attribution_picture import picture_attributions
 from evitlab.analysis.capture import capture_attention
@@ -150,6 +151,7 @@ __all__ = [
     "paper",
     "photograph",
     "picture_attributions",
+    "place_anchors",
     "planned_cost",
     "predict",
     "predict_boxes",
