@@ -78,13 +78,14 @@ def test_the_papers_neck_has_one_transposed_convolution() -> None:
 
 def test_a_neck_by_hand() -> None:
     """One channel, all weights one, no biases: each level is a sum that can be told by hand."""
-    neck = Neck([1, 1], [16, 32], 1)
-    for conv in neck.modules():
-        if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
-            nn.init.zeros_(conv.weight)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-            conv.weight.data[..., conv.kernel_size[0] // 2, conv.kernel_size[1] // 2] = 1
-    neck.finer[0].weight.data.fill_(1)
+    neck: Any = Neck([1, 1], [16, 32], 1)
+    for conv in (*neck.lateral, *neck.output):
+        nn.init.zeros_(conv.weight)
+        nn.init.zeros_(conv.bias)
+        middle = conv.kernel_size[0] // 2
+        conv.weight.data[..., middle, middle] = 1
+    nn.init.ones_(neck.finer[0].weight)
+    nn.init.zeros_(neck.finer[0].bias)
     fine, coarse = torch.arange(16.0).view(1, 1, 4, 4), 100 * torch.ones(1, 1, 2, 2)
     levels = neck([fine, coarse])
     assert [tuple(level.shape[2:]) for level in levels] == [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
@@ -313,6 +314,26 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     path = save_weights(detector("efficientvit_m4").backbone.body, tmp_path / "m4.safetensors")
     with pytest.raises(ValueError, match="does not fit the model"):
         create_detector("efficientvit_m0", num_classes=2, weights=path)
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("a", "b", "d"), ("a", "b")])
+def test_a_detectors_weights_begin_another(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """All of it where the classes are the same, else all but what scores them."""
+    given = detector(class_names=("a", "b", "c"))
+    path = save_weights(given, tmp_path / "m.safetensors", class_names=given.class_names)
+    options: Any = dict(num_classes=len(names), class_names=names)
+    torch.manual_seed(3)
+    drawn = create_detector("efficientvit_m0", img_size=(64, 128), channels=32, **options)
+    torch.manual_seed(3)
+    model = create_detector(
+        "efficientvit_m0", img_size=(64, 128), channels=32, weights=path, **options
+    )
+    source = given if names == given.class_names else drawn
+    for key, value in model.state_dict().items():
+        expected = source if "cls_logits" in key else given
+        assert torch.equal(value, expected.state_dict()[key]), key
+    with pytest.raises(ValueError, match="does not fit the model"):
+        create_detector("efficientvit_m0", channels=16, weights=path, **options)
 
 
 def test_detectors_and_classifiers_are_not_taken_for_one_another(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What one image costs: parameters and multiply–accumulates."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +51,7 @@ def _counted(model: nn.Module, img_size: int | tuple[int, int] | None) -> FlopCo
         "input_size", (3, 224, 224)
     )
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or default
-    ghost = copy.deepcopy(model).to("meta").eval()
+    ghost: Any = copy.deepcopy(model).to("meta").eval()
     if hasattr(ghost, "forward_dense"):  # a detector: what it selects boxes with needs values
         ghost.forward = ghost.forward_dense
     dtype = next(iter(ghost.parameters()), torch.empty(0)).dtype

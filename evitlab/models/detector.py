@@ -30,6 +30,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import box_iou
 
 from evitlab.models.config import EfficientViTConfig
+from evitlab.models.starting import weights_card
 from evitlab.models.weights import load_weights, read_card
 from evitlab.models.zoo import MODELS, create_model, normalization
 
@@ -91,7 +92,7 @@ def create_detector(
             is the short side, and 5/3 of it the long one.
         channels: of neck and head; the paper's detector has 256.
         weights: of the backbone: as in `load_weights`, its classifier left out; "timm" for the
-            hub's.
+            hub's. Those of a detector are taken whole, but for the scores of other classes.
         class_names: one per class, kept with the weights.
         category_ids: the data set's own number of each class.
 
@@ -114,9 +115,13 @@ def create_detector(
         if given and len(given) != num_classes:
             raise ValueError(f"{name}: expected one for each of {num_classes}, got {len(given)}")
     detector = RetinaNet(config)
-    if weights is not None:
-        _load_backbone(detector.backbone.body, backbone_name, weights)
     detector.class_names, detector.category_ids = tuple(class_names), tuple(category_ids)
+    if weights is not None:
+        card = {} if isinstance(weights, Mapping) else weights_card(weights) or {}
+        if card.get("task") == "detection":
+            _load_other(detector, weights, tuple(card["class_names"]))
+        else:
+            _load_backbone(detector.backbone.body, backbone_name, weights)
     return detector
 
 
@@ -294,18 +299,19 @@ class Neck(nn.Module):
         finer = STRIDES.index(reductions[0])
         self.coarser = len(STRIDES) - 1 - STRIDES.index(reductions[-1])
         self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
-        self.finer = nn.ModuleList(
-            nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in range(finer)
-        )
         self.output = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1) for _ in range(finer + len(in_channels))
         )
-        for conv in (*self.lateral, *self.output):
-            nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
-        for conv in self.finer:
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
+        self.finer = nn.ModuleList(
+            nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in range(finer)
+        )
+        for name, value in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(value)
+            elif name.startswith("finer"):
+                nn.init.kaiming_normal_(value, mode="fan_out", nonlinearity="relu")
+            else:
+                nn.init.xavier_uniform_(value)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """[B, in_channels, h, w] each, finest first -> [B, channels, …] per level."""
@@ -414,6 +420,18 @@ def _features_of(body: Any) -> tuple[list[int], list[int]]:
     """Channels and stride of each map, finest first."""
     info = body.feature_info if isinstance(body.feature_info, list) else body.feature_info.info
     return [level["num_chs"] for level in info], [level["reduction"] for level in info]
+
+
+def _load_other(detector: RetinaNet, weights: Any, class_names: tuple[str, ...]) -> None:
+    """A detector's weights; what scores classes stays as drawn where it learned others."""
+    layer = detector.head.classification_head.cls_logits
+    drawn = {name: value.clone() for name, value in layer.state_dict().items()}
+    report = load_weights(detector, weights, strict=False)
+    wrong = [key for key in report.mismatched if "cls_logits" not in key]
+    if report.missing or report.unexpected or wrong:
+        load_weights(detector, weights)  # says what does not fit
+    if class_names != detector.class_names:
+        layer.load_state_dict(drawn)
 
 
 def _load_backbone(

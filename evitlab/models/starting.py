@@ -14,7 +14,14 @@ from typing import Any
 
 from evitlab.models.config import EfficientViTConfig
 from evitlab.models.weights import LoadReport, find_checkpoint, load_weights, read_card
-from evitlab.models.zoo import MODELS, build_from_card, create_model, family_of, small_image_name
+from evitlab.models.zoo import (
+    MODELS,
+    build_from_card,
+    check_classifier,
+    create_model,
+    family_of,
+    small_image_name,
+)
 
 _SECOND_HEAD = "head_dist."
 
@@ -47,6 +54,7 @@ def starting_model(
         FileNotFoundError: no such weights.
     """
     card = weights_card(weights) if weights is not None else None
+    check_classifier(card or {}, weights)
     if card is not None and family_of(card["architecture"]) != family_of(name):
         raise ValueError(
             f"weights: expected those of {name}, got {card['architecture']} in {weights}; "

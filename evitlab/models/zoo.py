@@ -150,10 +150,20 @@ def load_model(path: str | os.PathLike[str]) -> Any:
         ValueError: not a file of this library, or damaged.
     """
     card = read_card(path)
+    check_classifier(card, path)
     model = build_from_card(card).eval()
     load_weights(model, path)
     model.class_names = tuple(card["class_names"])
     return model
+
+
+def check_classifier(card: Mapping[str, Any], source: Any) -> None:
+    """Raise a ValueError where the card is a detector's."""
+    if card.get("task") == "detection":
+        raise ValueError(
+            f"{source}: expected a classifier's weights, got those of the detector "
+            f"{card['architecture']}; load_detector and `evitlab detect` take it"
+        )
 
 
 def build_from_card(card: Mapping[str, Any], **changes: Any) -> Any:
@@ -165,11 +175,6 @@ def build_from_card(card: Mapping[str, Any], **changes: Any) -> Any:
 
     Raises ValueError where the card is not of a model of this library.
     """
-    if card.get("task") == "detection":
-        raise ValueError(
-            f"expected a classifier's weights, got those of the detector {card['architecture']}; "
-            "load_detector and `evitlab detect` take it"
-        )
     model = create_model(card["architecture"], **{**card["config"], **changes})
     narrow(model, card.get("channel_widths", {}))
     model.pretrained_cfg |= {key: tuple(card[key]) for key in ("mean", "std") if card.get(key)}
