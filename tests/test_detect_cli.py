@@ -63,6 +63,9 @@ def sees_red(monkeypatch: pytest.MonkeyPatch) -> RedBoxes:
 
 
 def test_training_leaves_weights_and_a_record(run: Path) -> None:
+    assert {f"training_curves.{kind}" for kind in ("png", "svg", "csv")} <= {
+        file.name for file in run.iterdir()
+    }
     record = DetectionRecord.load(run / "record.json")
     assert DetectionRecord.load(run / "copy.json") == record
     assert (record.model, record.dataset) == ("retinanet_efficientvit_m0", "painted")

@@ -137,6 +137,7 @@ def _train(args: argparse.Namespace) -> None:
     import torch
 
     from evitlab.analysis.conditions import cpu_threads
+    from evitlab.figures import detection_curves, save_figure
     from evitlab.models.detector import create_detector
     from evitlab.training.detection import train_detector
     from evitlab.training.identity import weights_identity
@@ -180,6 +181,8 @@ def _train(args: argparse.Namespace) -> None:
         )
     if launch_rank() > 0:  # files are written by one process
         return
+    curves = detection_curves([record])
+    save_figure(curves, "training_curves", record.to_frame(), out_dir=args.out)
     print(
         f"finished: AP {record.final.ap:.1f} %, AP50 {record.final.ap50:.1f} % on "
         f"{record.validated_on} after {len(record.history)} epochs; see {args.out}"
