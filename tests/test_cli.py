@@ -58,7 +58,7 @@ from evitlab.training.recipe import fit_batch
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "train", "evaluate", "export", "models", "recipes", "profile", "heads", "explore", "prune",
-    "bench", "study", "detect", "reproduce",
+    "bench", "study", "detect", "reproduce", "doctor",
 )  # fmt: skip
 
 

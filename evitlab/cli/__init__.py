@@ -10,6 +10,7 @@ from pathlib import Path
 from evitlab.cli import (
     bench,
     detect,
+    doctor,
     evaluate,
     explore,
     export,
@@ -31,10 +32,12 @@ from evitlab.training.launch import (
     launcher,
     one_voice,
 )
+from evitlab.version import __version__
 
 GROUPS = [
     train.add, evaluate.add, export.add, models.add, recipes.add, profile.add, heads.add,
     explore.add, prune.add, bench.add, study.add, detect.add, reproduce.add,
+    doctor.add,
 ]  # fmt: skip
 _CAUSE_SPEAKS_S = 2.0  # a process that failed says why well within this, also on a busy machine
 USER_MISTAKES = (ValueError, OSError, ArithmeticError)  # one line and exit code 2
@@ -43,11 +46,13 @@ USER_MISTAKES = (ValueError, OSError, ArithmeticError)  # one line and exit code
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0 done, 1 a finding failed or another process of the run is gone, 2 a user's mistake. Of the
-    processes that torchrun started, number 0 prints, and the first that fails says why.
+    0 done, 1 a finding or a check failed or another process of the run is gone, 2 a user's mistake.
+    Of the processes that torchrun started, number 0 prints, and the first that fails says why.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = parser_with_commands(GROUPS).parse_args(argv)
+    parser = parser_with_commands(GROUPS)
+    parser.add_argument("--version", action="version", version=f"evitlab {__version__}")
+    args = parser.parse_args(argv)
     args.command_line = shlex.join([*launcher(), "evitlab", *_without_machine_paths(argv)])
     try:
         with one_voice():
