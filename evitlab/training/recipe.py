@@ -268,7 +268,7 @@ RECIPES = {
     ),
     # A detector on a handful of images, seen again and again: do its parts work together?
     "overfit": Recipe(
-        epochs=200,
+        epochs=300,
         batch_size=4,
         lr=1e-3,
         warmup_steps=20,
