@@ -269,8 +269,49 @@ def test_predict_writes_over_no_photograph(
     before = (tmp_path / "a.jpg").read_bytes()
     command = ["detect", "predict", "run", str(tmp_path / "a.jpg"), "--out", str(tmp_path)]
     assert main(command) == 2
-    assert re.search(r"--out: expected another folder .*a\.jpg would be", mistake(capsys))
+    assert re.search(r"--out: expected another folder, .*a\.jpg would be", mistake(capsys))
     assert (tmp_path / "a.jpg").read_bytes() == before
+
+
+def test_predict_writes_over_no_photograph_that_it_was_not_given(
+    sees_red: RedBoxes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "a.jpg", "clip_000001.jpg"):
+        painted(60, 40).save(tmp_path / name)
+    frames = [painted(60, 40, ("red", (5 + k, 5, 25 + k, 25))) for k in range(2)]
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:])
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for given, hit in (("a.png", "a.jpg"), ("clip.gif", "clip_000001.jpg")):
+        command = ["detect", "predict", "run", str(tmp_path / given), "--out", str(tmp_path)]
+        assert main(command) == 2
+        assert re.search(rf"--out: .*{hit} would be written over", mistake(capsys))
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    (tmp_path / "a.jpg").unlink()
+    command = ["detect", "predict", "run", str(tmp_path / "a.png"), "--out", str(tmp_path)]
+    assert main(command) == main(command) == 0, "its own drawings it may write over"
+
+
+def test_predict_again_after_a_run_that_was_cut_off(sees_red: RedBoxes, tmp_path: Path) -> None:
+    painted(60, 40).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    command = ["detect", "predict", "run", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(command) == 2 and (tmp_path / "out" / "a.jpg").is_file()
+    assert main([*command, "--skip-corrupt"]) == 0
+
+
+def test_predict_says_which_picture_is_whose(sees_red: RedBoxes, tmp_path: Path) -> None:
+    """Also where names differ by case alone, which not every file system tells apart."""
+    for name in ("one/a.png", "two/a.png", "three/A.bmp"):
+        (tmp_path / name).parent.mkdir()
+        painted(60, 40, ("red", (5, 5, 25, 25))).save(tmp_path / name)
+    folders = [str(tmp_path / name) for name in ("one", "two", "three")]
+    out = tmp_path / "out"
+    assert main(["detect", "predict", "run", *folders, "--out", str(out)]) == 0
+    rows = json.loads((out / "detections.json").read_bytes())
+    assert [(row["file_name"], row["drawn"]) for row in rows] == [
+        ("a.png", "a.jpg"), ("a.png", "a_2.jpg"), ("A.bmp", "A_3.jpg"),
+    ]  # fmt: skip
+    assert {file.name for file in out.glob("*.jpg")} == {row["drawn"] for row in rows}
 
 
 def test_predict_runs_a_real_detector(tmp_path: Path) -> None:

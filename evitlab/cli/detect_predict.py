@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -35,8 +36,8 @@ def add(command: AddCommand) -> None:
     predict.add_argument("images", nargs="+", metavar="IMAGES",
                          help="images, folders of them, videos, animations")
     predict.add_argument("--out", required=True, metavar="DIR",
-                         help=f"for a picture of each, and {_RESULTS}: COCO results with file "
-                         "names")  # fmt: skip
+                         help=f"for a picture of each, and {_RESULTS}: COCO results with the "
+                         "names of the file and of its picture")  # fmt: skip
     predict.add_argument("--threshold", type=float, default=0.3, metavar="X",
                          help="scores from which on a box is shown and written (default: "
                          "%(default)s)")  # fmt: skip
@@ -73,6 +74,8 @@ def _predict(args: argparse.Namespace) -> None:
         args.images, every=args.every, limit=args.limit, on_error=on_error(args), leave_out=out
     )
     _check_targets(frames, out)
+    if not (out / _RESULTS).is_file():
+        write_json(out / _RESULTS, [])  # says whose the drawings are, should this run be cut off
     results: list[dict[str, Any]] = []
     used: set[str] = set()
     with cpu_threads(args.threads), tqdm(
@@ -86,7 +89,7 @@ def _predict(args: argparse.Namespace) -> None:
                 file = _target(frame.file, frame.number, used)
                 _write_picture(out / file, frame, shown, names)
                 rows = coco_results([shown], ids)
-                results += [{**row, "file_name": frame.name} for row in rows]
+                results += [{**row, "file_name": frame.name, "drawn": file} for row in rows]
             bar.update(len(batch))
     if not used:
         raise ValueError(f"IMAGES: expected one that can be read; {'; '.join(frames.skipped)}")
@@ -103,15 +106,28 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _check_targets(frames: Frames, out: Path) -> None:
-    """Raise a ValueError where a drawing would be written over a photograph."""
+    """Raise a ValueError where a drawing would be written over a picture that is none."""
+    from evitlab.datasets.frames import may_move
+
     sources = {file.resolve() for file, _ in frames.files}
-    for _, name in frames.files:
-        target = out / _target(name, None, set())
-        if target.resolve() in sources:
-            raise ValueError(
-                f"--out: expected another folder than the images', got {out}, where {target} would "
-                "be written over"
-            )
+    own = (out / _RESULTS).is_file()  # by an earlier run: its drawings may be written over
+    used: set[str] = set()
+    for file, name in frames.files:
+        targets = _frames_of(out, name) if may_move(file) else [out / _target(name, None, used)]
+        for target in targets:
+            if target.resolve() in sources or (target.exists() and not own):
+                raise ValueError(
+                    f"--out: expected another folder, got {out}, where the picture {target} would "
+                    "be written over"
+                )
+
+
+def _frames_of(out: Path, file: str) -> list[Path]:
+    """What there is under names that a video's drawings may get."""
+    stem = out / Path(file).with_suffix("")
+    there = stem.parent.iterdir() if stem.parent.is_dir() else ()
+    name = re.compile(re.escape(stem.name) + r"_\d{6,}\.jpg", re.IGNORECASE)
+    return [path for path in there if name.fullmatch(path.name)]
 
 
 def _batched(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
@@ -126,10 +142,11 @@ def _target(file: str, number: int | None, used: set[str]) -> str:
     stem = Path(file).with_suffix("").as_posix()
     chosen = stem = stem if number is None else f"{stem}_{number:06d}"
     count = 1
-    while chosen in used:
+    # Without regard to case, as Windows and macOS name files.
+    while chosen.casefold() in used:
         count += 1
         chosen = f"{stem}_{count}"
-    used.add(chosen)
+    used.add(chosen.casefold())
     return f"{chosen}.jpg"
 
 

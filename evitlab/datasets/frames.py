@@ -84,7 +84,7 @@ class Frames:
     @property
     def total(self) -> int | None:
         """How many pictures there are; None where that takes reading them: videos, animations."""
-        if any(_may_move(file) for file, _ in self.files):
+        if any(may_move(file) for file, _ in self.files):
             return None
         return min(len(self.files), self.limit or len(self.files))
 
@@ -136,7 +136,8 @@ def _is_video(file: Path) -> bool:
     return file.name.lower().endswith(VIDEO_SUFFIXES)
 
 
-def _may_move(file: Path) -> bool:
+def may_move(file: Path) -> bool:
+    """Whether a file has frames: a video by its name, an animation by its header."""
     return _is_video(file) or file.suffix.lower() in (".gif", ".webp", ".png") and _moves(file)
 
 
@@ -152,7 +153,7 @@ def _moves(file: Path) -> bool:
 def _frames(file: Path, name: str, every: int) -> Iterator[Frame]:
     if _is_video(file):
         frames = _video(file, every)
-    elif _may_move(file):
+    elif may_move(file):
         frames = _animation(file, every)
     else:
         yield Frame(name, decode_image(file.read_bytes(), where=str(file)))
