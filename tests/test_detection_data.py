@@ -201,6 +201,15 @@ def test_images_are_found_in_the_usual_places(tmp_path: Path, place: str) -> Non
         assert data.split == "val" and int(data.image(2)[0, 0, 0]) == 5
 
 
+def test_a_bare_file_name_finds_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_coco(tmp_path, small_coco(), "val2017")
+    monkeypatch.chdir(root / "annotations")
+    data = open_detection("instances_val2017.json")
+    assert (data.name, int(data.image(2)[0, 0, 0])) == ("instances_val2017.json", 5)
+
+
 def test_one_json_with_its_images_elsewhere(tmp_path: Path) -> None:
     write_images(tmp_path / "pictures" / "b", small_coco())
     coco = small_coco()
@@ -254,6 +263,13 @@ def test_names_are_folders_of_the_data_home(
     assert open_detection("own").name == "own"
     with pytest.raises(ValueError, match=r"closest name: 'own' \(known: scenes, own\)"):
         open_detection("owm")
+    (tmp_path / "classes" / "train").mkdir(parents=True)  # pictures without boxes
+    exported = tmp_path / "exported" / "valid"  # as Roboflow does
+    write_images(exported, small_coco())
+    (exported / "_annotations.coco.json").write_text(json.dumps(small_coco()))
+    assert open_detection("exported").num_boxes == 2
+    with pytest.raises(ValueError, match=r"\(known: scenes, exported, own\)"):
+        open_detection("class")
     for split in ("train2017", "val2017"):
         write_coco(tmp_path / "coco128", small_coco(), split)
     assert default_detection_name() == "coco128"

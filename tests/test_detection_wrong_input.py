@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,37 @@ def test_one_name_for_two_files(tmp_path: Path) -> None:
         open_detection(root)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_two_names_for_one_file(tmp_path: Path, packed: bool) -> None:
+    """Of those, only one is the image, as far as the folders tell."""
+    names = ["cam2/1.png", "cam1/1.png", "cam3/1.png"]
+
+    def by_camera(coco: Coco) -> None:
+        coco["images"] = [
+            {"id": n, "file_name": name, "width": 8, "height": 6} for n, name in enumerate(names)
+        ]
+
+    root = write(tmp_path, by_camera)
+    file = root / "annotations" / "instances_val.json"
+    images = (root / "val").rename(root / "cam1")
+    if packed:
+        with tarfile.open(root / "cam1.tar", "w") as tar:
+            tar.add(images / "1.png", "1.png")
+        images = root / "cam1.tar"
+    with pytest.raises(ValueError, match=r"2 of 3 images are not in .*; the first is 'cam2/1.png'"):
+        open_detection(file, images=images)
+    data = open_detection(file, images=images, on_error="skip")
+    assert data.files == ("cam1/1.png",) and data.notes == ("2 images not found, left out",)
+    elsewhere = images.rename(images.with_stem("pictures"))
+    with pytest.raises(ValueError, match=r"3 of 3 images are not in"):
+        open_detection(file, images=elsewhere)
+    names[0] = "1.png"  # says just that; the others only end in it
+    by_camera(coco := json.loads(file.read_text()))
+    file.write_text(json.dumps(coco))
+    data = open_detection(file, images=elsewhere, on_error="skip")
+    assert data.files == ("1.png",)
+
+
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/secret.png"])
 def test_a_name_does_not_leave_the_folder(tmp_path: Path, name: str) -> None:
     root = write(tmp_path / "set", lambda coco: coco["images"][0].update(file_name=name))
@@ -244,11 +276,14 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         open_detection(root)
 
 
-def test_images_nowhere(tmp_path: Path) -> None:
+def test_images_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write(tmp_path)
     (root / "val").rename(root / "elsewhere")
     with pytest.raises(ValueError, match="images: none found for .*instances_val.json"):
         open_detection(root)
+    monkeypatch.chdir(root / "annotations")
+    with pytest.raises(ValueError, match="images: none found for instances_val.json; give"):
+        open_detection("instances_val.json")
     assert len(open_detection(root, images=root / "elsewhere")) == 1
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -57,12 +58,14 @@ def find_images(annotations: Path, coco: dict[str, Any]) -> Path:
         ValueError: nowhere; says where was looked.
     """
     stem = annotations.stem.removeprefix(_PREFIX)
-    parents = (annotations.parent, annotations.parent.parent)
+    # A bare file name has no folder above its own until it is made absolute.
+    folder = annotations.absolute().parent
+    parents = (folder, folder.parent)
     looked = [
         place
         for parent in parents
-        for folder in (parent, parent / "images")
-        for place in (folder / stem, folder / f"{stem}.tar")
+        for around in (parent, parent / "images")
+        for place in (around / stem, around / f"{stem}.tar")
     ]
     for place in looked:
         if place.is_dir() if place.suffix != ".tar" else place.is_file():
@@ -73,8 +76,7 @@ def find_images(annotations: Path, coco: dict[str, Any]) -> Path:
         for image in (entries if isinstance(entries, list) else [])[:100]
         if isinstance(image, dict) and isinstance(image.get("file_name"), str)
     ]
-    around = [place for parent in parents for place in (parent / "images", parent)]
-    for place in around:
+    for place in (place for parent in parents for place in (parent / "images", parent)):
         if any((place / name).is_file() for name in names):
             return place
     for place in (parent / "images.tar" for parent in parents):
@@ -101,7 +103,8 @@ def join_images(
     Args:
         coco: "images", "annotations" (may be left out: no boxes) and "categories".
         images: folder, or tar, of the images. An image goes by the path that its "file_name" ends
-            in, or that ends in its "file_name".
+            in, or that ends in its "file_name"; of two names that end in one path, the one that
+            also agrees with the folder's own name has it.
         where: what to call the annotations in errors, their path.
         name: of the data set.
         title: of the data set.
@@ -117,7 +120,7 @@ def join_images(
     entries = _images(coco, where)
     boxes, notes = _boxes(coco, entries, categories, where)
     listing = list_images(images)
-    paths = _match_files([entry["file_name"] for entry in entries.values()], listing, where)
+    paths = _match_files([entry["file_name"] for entry in entries.values()], listing, images, where)
     numbers = list(entries)
     missing = [number for number, path in zip(numbers, paths, strict=True) if path is None]
     if missing and on_error == "raise":
@@ -246,8 +249,14 @@ def _boxes(
     return found, notes
 
 
-def _match_files(names: Sequence[str], listing: Listing, where: str) -> list[str | None]:
-    """The listed path of each file name; None where there is none."""
+def _match_files(
+    names: Sequence[str], listing: Listing, images: Path, where: str
+) -> list[str | None]:
+    """The listed path of each file name; None where there is none.
+
+    Of different names that lead to one file, only that which agrees with its whole path furthest
+    has it: `1.png` in a folder cam1 is the image of `cam1/1.png` and not of `cam2/1.png` too.
+    """
     known = set(listing.files)
     by_base: dict[str, list[str]] = {}
     for path in listing.files:
@@ -269,7 +278,24 @@ def _match_files(names: Sequence[str], listing: Listing, where: str) -> list[str
                 f"{alike[0]}, {alike[1]}"
             )
         found.append(alike[0] if alike else None)
+    # Names are compared as they are written, so one that is there twice keeps its file.
+    claims: dict[str, dict[str, tuple[bool, int]]] = {}
+    for name, chosen in zip(names, found, strict=True):
+        if chosen is not None:
+            claims.setdefault(chosen, {})[name] = _agreement(name, images, chosen)
+    for place, (name, chosen) in enumerate(zip(names, found, strict=True)):
+        others = [own for other, own in claims.get(chosen or "", {}).items() if other != name]
+        if chosen is not None and others and claims[chosen][name] <= max(others):
+            found[place] = None
     return found
+
+
+def _agreement(name: str, images: Path, path: str) -> tuple[bool, int]:
+    """Whether a file name is a listed path, and in how many steps from the end they agree."""
+    wanted = PurePosixPath(name.replace("\\", "/"))
+    root = images.absolute().with_suffix("") if images.is_file() else images.absolute()
+    steps = zip(reversed(wanted.parts), reversed((*root.parts, *path.split("/"))), strict=False)
+    return wanted.as_posix() == path, len(list(takewhile(lambda pair: pair[0] == pair[1], steps)))
 
 
 def _readable(

@@ -106,7 +106,7 @@ def _find_path(name: str) -> Path:
 
 
 def _holds_annotations(folder: Path) -> bool:
-    return (folder / "annotations").is_dir() or is_voc(folder)
+    return (folder / "annotations").is_dir() or bool(_annotation_files(folder)) or is_voc(folder)
 
 
 def _open_path(
