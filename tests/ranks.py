@@ -13,10 +13,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from small_runs import plain_net, recipe, shapes, tiny_vit, write_folder
+from small_runs import (
+    landscapes,
+    plain_net,
+    recipe,
+    shapes,
+    small_detector,
+    tiny_vit,
+    write_folder,
+)
 from torch import nn
 
-from evitlab import evaluate, open_dataset, train
+from evitlab import evaluate, open_dataset, train, train_detector
 from evitlab.datasets import StreamingDataset
 from evitlab.training.distributed import Ranks, joined
 from evitlab.training.sync_norm import synchronized_norms
@@ -45,6 +53,16 @@ def losses(name: str, out: Path) -> list[float]:
     )  # fmt: skip
     assert record.final.n == VALIDATION
     return [loss for log in record.history for loss in (log.train_loss, log.val_loss or 0.0)]
+
+
+def detection_losses(out: Path) -> list[float]:
+    """Of every epoch, and at the end the recall of 100 boxes an image."""
+    data = landscapes(5)
+    record = train_detector(
+        small_detector(data), data, data, recipe(epochs=2, batch_size=4, lr=1e-4, crop="none"),
+        out_dir=out, device="cpu",
+    )  # fmt: skip
+    return [*(log.train_loss for log in record.history), record.final.ar100]
 
 
 def norm_inputs() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -98,6 +116,7 @@ def fails() -> int:
 def main(out: Path) -> None:
     with joined(torch.device("cpu")) as ranks:
         found: dict[str, Any] = {name: losses(name, out / name) for name in RUNS}
+        found["detector"] = detection_losses(out / "detector")
         own = recipe(**ALIKE | dict(epochs=1, sync_norm=False))
         model = tiny_vit()
         train(model, shapes(32), shapes(3), own, out_dir=out / "own", device="cpu")

@@ -13,7 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from evitlab import Dataset, Recipe, create_model
+from evitlab import (
+    Dataset,
+    DetectionDataset,
+    Recipe,
+    RetinaNet,
+    create_detector,
+    create_model,
+    open_detection,
+)
 from evitlab.datasets import embedded
 
 
@@ -120,3 +128,30 @@ class RunsCode:
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return os.mkdir, (str(self.folder),)
+
+
+def small_detector(data: DetectionDataset, seed: int = 0) -> RetinaNet:
+    """Its head finds boxes from the start, wherever they are."""
+    torch.manual_seed(seed)
+    model = create_detector(
+        "efficientvit_m0",
+        num_classes=data.num_classes,
+        img_size=(64, 96),
+        channels=16,
+        class_names=data.class_names,
+        category_ids=data.category_ids,
+    )
+    for tower in (model.head.classification_head, model.head.regression_head):
+        for layer in tower.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.constant_(model.head.classification_head.cls_logits.bias, -2.0)
+    return model
+
+
+def landscapes(count: int) -> DetectionDataset:
+    """The first scenes of one shape, so that no batch needs padding of its own."""
+    scenes = open_detection("scenes", "train", limit=4 * count)
+    return scenes.take(
+        [i for i, (height, width) in enumerate(scenes.img_sizes) if width > height][:count]
+    )

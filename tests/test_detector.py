@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from small_runs import one_line
 from torch import Tensor, nn
@@ -225,10 +226,11 @@ def test_deployed_backbone_finds_the_same_boxes(name: str) -> None:
     with torch.no_grad():
         before, after = model(given), deployed(given)
     assert sum(len(result["boxes"]) for result in before) > 20
-    for own, other in zip(before, after, strict=True):
+    for own, other, size in zip(before, after, SIZES, strict=True):
         assert own["labels"].tolist() == other["labels"].tolist()
         torch.testing.assert_close(own["scores"], other["scores"], rtol=0, atol=1e-4)
-        torch.testing.assert_close(own["boxes"], other["boxes"], rtol=1e-4, atol=1e-2)
+        of_the_image = [boxes / max(size) for boxes in (own["boxes"], other["boxes"])]
+        torch.testing.assert_close(*of_the_image, rtol=0, atol=1e-4)
     assert deploy(deployed) is deployed
     assert not any(isinstance(part, nn.BatchNorm2d) for part in deployed.modules())
 
@@ -298,6 +300,9 @@ def test_macs_are_those_of_backbone_neck_and_head() -> None:
         ({"name": "efficientvit_m9"}, "backbone_name: expected an EfficientViT or a model of timm"),
         ({"name": "deit_t"}, "backbone_name: expected"),
         ({"num_classes": 0}, "num_classes: expected integers of at least 1, got 0"),
+        ({"name": "vit_tiny_patch16_224"}, "backbone_name: expected a model that gives maps"),
+        ({"name": "swin_tiny_patch4_window7_224"}, "backbone_name: expected a model that gives"),
+        ({"img_size": (64,)}, "img_size: expected (short side, long side at most), got (64,)"),
         ({"img_size": (16, 100)}, "img_size: expected (short side, long side at most)"),
         ({"img_size": (200, 100)}, "img_size: expected (short side, long side at most)"),
         ({"channels": 0}, "channels: expected integers of at least 1, got 0"),
@@ -312,8 +317,28 @@ def test_wrong_arguments(change: dict[str, Any], message: str) -> None:
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     path = save_weights(detector("efficientvit_m4").backbone.body, tmp_path / "m4.safetensors")
-    with pytest.raises(ValueError, match="does not fit the model"):
+    with pytest.raises(ValueError, match="expected those of efficientvit_m0, got efficientvit_m4"):
         create_detector("efficientvit_m0", num_classes=2, weights=path)
+    with pytest.raises(ValueError, match="does not fit the model"):
+        create_detector(
+            "efficientvit_m0", num_classes=2, weights=create_model("efficientvit_m4").state_dict()
+        )
+    # Weights of the same shapes that mean something else.
+    apart = save_weights(create_model("efficientvit_m0", cascade=False), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="a backbone with cascade=True, got cascade=False"):
+        create_detector("efficientvit_m0", num_classes=2, weights=apart)
+    with pytest.raises(ValueError, match="got efficientvit_m0_p4; name that backbone instead"):
+        create_detector("efficientvit_m0", num_classes=2, weights="efficientvit_m0_cifar10")
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "resnet18"])
+def test_a_peers_classifier_becomes_the_backbone(tmp_path: Path, name: str) -> None:
+    classifier = timm.create_model(name, num_classes=5)
+    path = save_weights(classifier, tmp_path / "peer.safetensors")
+    for weights in (path, classifier.state_dict()):
+        body = create_detector(name, num_classes=2, weights=weights).backbone.body
+        for key, value in body.state_dict().items():
+            assert torch.equal(value, classifier.state_dict()[key]), key
 
 
 @pytest.mark.parametrize("names", [("a", "b", "c"), ("a", "b", "d"), ("a", "b")])
@@ -328,6 +353,13 @@ def test_a_detectors_weights_begin_another(tmp_path: Path, names: tuple[str, ...
     model = create_detector(
         "efficientvit_m0", img_size=(64, 128), channels=32, weights=path, **options
     )
+    unnamed = create_detector("efficientvit_m0", num_classes=3, channels=32, weights=path)
+    assert unnamed.class_names == given.class_names  # taken from the weights
+    for own in (unnamed, create_detector(
+        "efficientvit_m0", num_classes=3, channels=32, weights=given.state_dict()
+    )):  # fmt: skip
+        for key, value in own.state_dict().items():
+            assert torch.equal(value, given.state_dict()[key]), key
     source = given if names == given.class_names else drawn
     for key, value in model.state_dict().items():
         expected = source if "cls_logits" in key else given

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import RUNS, VALIDATION, losses, norm_inputs
+from ranks import RUNS, VALIDATION, detection_losses, losses, norm_inputs
 from safetensors.torch import load_file
 from small_runs import one_line, plain_net, recipe, shapes, tiny_vit, write_folder
 from torch import nn
@@ -50,6 +50,16 @@ def test_two_processes_lose_what_one_does(
     alone = losses(name, tmp_path)
     assert found[0][name] == found[1][name]
     assert found[0][name] == pytest.approx(alone, abs=1e-5)
+
+
+def test_two_processes_train_a_detector_as_one_does(
+    found: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    *expected, recall = detection_losses(tmp_path)
+    *losses, recalled = found[0]["detector"]
+    assert found[0]["detector"] == found[1]["detector"]
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert recalled == pytest.approx(recall, abs=1.0) and recall > 0
 
 
 def test_statistics_over_processes_are_those_of_the_whole_batch(

@@ -11,10 +11,11 @@ boxes are (x1, y1, x2, y2) in pixels.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -30,6 +31,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import box_iou
 
 from evitlab.models.config import EfficientViTConfig
+from evitlab.models.efficientvit import EfficientViT
 from evitlab.models.starting import weights_card
 from evitlab.models.weights import load_weights, read_card
 from evitlab.models.zoo import MODELS, create_model, normalization
@@ -41,6 +43,8 @@ DIVISOR = 32  # of the sides of a padded batch
 # From here on no map of a stage is smaller than a window, so all windows are 7 x 7, as in the
 # official detector; the attention-bias tables of weights for 224 pixels are resized.
 WINDOW_SIZE_FROM = 448
+# Fields of a backbone's configuration that its detector sets anew.
+_OF_NO_EFFECT = {"img_size", "num_classes", "drop_path_rate", "distilled"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,10 @@ class DetectorConfig:
     candidates: int = 1000  # per level, before suppression
 
     def __post_init__(self) -> None:
+        if not isinstance(self.img_size, tuple) or len(self.img_size) != 2:
+            raise ValueError(
+                f"img_size: expected (short side, long side at most), got {self.img_size!r}"
+            )
         whole = (self.num_classes, *self.img_size, self.channels, self.max_detections)
         names = ("num_classes", "img_size", "img_size", "channels", "max_detections")
         for name, value in zip(names, whole, strict=True):
@@ -86,13 +94,14 @@ def create_detector(
 
     Args:
         backbone_name: an EfficientViT of `list_models()`, or any model of timm that gives
-            features of several strides.
+            maps [B, C, H, W] of several strides for images of any size.
         num_classes: of the boxes; there is no class for the background.
         img_size: (short side, long side at most) in pixels that images are brought to; an int
             is the short side, and 5/3 of it the long one.
         channels: of neck and head; the paper's detector has 256.
         weights: of the backbone: as in `load_weights`, its classifier left out; "timm" for the
-            hub's. Those of a detector are taken whole, but for the scores of other classes.
+            hub's. Those of a detector are taken whole, but for the scores of other classes; where
+            `class_names` is empty and the count fits, its classes are these.
         class_names: one per class, kept with the weights.
         category_ids: the data set's own number of each class.
 
@@ -117,11 +126,7 @@ def create_detector(
     detector = RetinaNet(config)
     detector.class_names, detector.category_ids = tuple(class_names), tuple(category_ids)
     if weights is not None:
-        card = {} if isinstance(weights, Mapping) else weights_card(weights) or {}
-        if card.get("task") == "detection":
-            _load_other(detector, weights, tuple(card["class_names"]))
-        else:
-            _load_backbone(detector.backbone.body, backbone_name, weights)
+        _load(detector, weights)
     return detector
 
 
@@ -259,14 +264,15 @@ class Pyramid(nn.Module):
         self.out_channels = channels  # torchvision asks for it
         widths, reductions = _features_of(body)
         self.used = [i for i, stride in enumerate(reductions) if stride in STRIDES]
-        if not self.used:
+        strides = [reductions[i] for i in self.used]
+        first = STRIDES.index(strides[0]) if strides else 0
+        if not strides or tuple(strides) != STRIDES[first : first + len(strides)]:
             raise ValueError(
-                f"backbone_name: expected maps of a stride among {STRIDES}, got {reductions}"
+                f"backbone_name: expected maps of strides that follow one another in {STRIDES}, "
+                f"got {reductions}"
             )
         self.body = body
-        self.neck = Neck(
-            [widths[i] for i in self.used], [reductions[i] for i in self.used], channels
-        )
+        self.neck = Neck([widths[i] for i in self.used], strides, channels)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         return OrderedDict((str(i), level) for i, level in enumerate(self.neck(self.maps(images))))
@@ -408,12 +414,31 @@ def _build_body(name: str) -> nn.Module:
             f"backbone_name: expected an EfficientViT or a model of timm, got {name!r}{hint}"
         )
     try:
-        return timm.create_model(name.removeprefix("timm/"), features_only=True)
+        body = _build_timm(name)
+        _check_maps(body)
     except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"backbone_name: expected a model that gives features of several strides, got {name!r} "
-            f"({error or type(error).__name__})"
+            "backbone_name: expected a model that gives maps [B, C, H, W] of several strides for "
+            f"images of any size, got {name!r} ({reason})"
         ) from error
+    return body
+
+
+def _build_timm(name: str, *, pretrained: bool = False) -> nn.Module:
+    return timm.create_model(
+        name.removeprefix("timm/"), features_only=True, pretrained=pretrained
+    )
+
+
+def _check_maps(body: nn.Module) -> None:
+    """Raise an AssertionError where maps are not what `feature_info` says; nothing is computed."""
+    height, width = 128, 192
+    ghost = copy.deepcopy(body).to("meta").eval()
+    maps = ghost(torch.empty(1, 3, height, width, device="meta"))
+    for level, channels, stride in zip(maps, *_features_of(body), strict=True):
+        wanted = [1, channels, -(-height // stride), -(-width // stride)]
+        assert list(level.shape) == wanted, f"a map is {list(level.shape)}, not {wanted}"
 
 
 def _features_of(body: Any) -> tuple[list[int], list[int]]:
@@ -422,30 +447,70 @@ def _features_of(body: Any) -> tuple[list[int], list[int]]:
     return [level["num_chs"] for level in info], [level["reduction"] for level in info]
 
 
-def _load_other(detector: RetinaNet, weights: Any, class_names: tuple[str, ...]) -> None:
+def _load(
+    detector: RetinaNet, weights: str | os.PathLike[str] | Mapping[str, Tensor]
+) -> None:
+    """Weights of a detector, or of a classifier for the backbone."""
+    body, name = detector.backbone.body, detector.config.backbone
+    if isinstance(weights, Mapping):
+        if any(key.startswith("backbone.") for key in weights):
+            _load_detector(detector, weights, {})
+        else:
+            _load_backbone(body, weights)
+    elif weights == "timm" and not isinstance(MODELS.get(name), EfficientViTConfig):
+        body.load_state_dict(_build_timm(name, pretrained=True).state_dict())
+    else:
+        card = weights_card(weights) or {}
+        if card.get("task") == "detection":
+            _load_detector(detector, weights, card)
+        else:
+            _check_same_function(body, name, card)
+            _load_backbone(body, weights)
+
+
+def _load_detector(
+    detector: RetinaNet, weights: str | os.PathLike[str] | Mapping[str, Tensor], card: Mapping
+) -> None:
     """A detector's weights; what scores classes stays as drawn where it learned others."""
+    names = tuple(card.get("class_names", ()))
+    if not detector.class_names and card.get("num_classes") == detector.num_classes:
+        detector.class_names, detector.category_ids = names, tuple(card.get("category_ids", ()))
     layer = detector.head.classification_head.cls_logits
     drawn = {name: value.clone() for name, value in layer.state_dict().items()}
     report = load_weights(detector, weights, strict=False)
     wrong = [key for key in report.mismatched if "cls_logits" not in key]
     if report.missing or report.unexpected or wrong:
         load_weights(detector, weights)  # says what does not fit
-    if class_names != detector.class_names:
+    if names and names != detector.class_names:
         layer.load_state_dict(drawn)
 
 
 def _load_backbone(
-    body: nn.Module, name: str, weights: str | os.PathLike[str] | Mapping[str, Tensor]
+    body: nn.Module, weights: str | os.PathLike[str] | Mapping[str, Tensor]
 ) -> None:
-    if not isinstance(MODELS.get(name), EfficientViTConfig) and weights == "timm":
-        body.load_state_dict(
-            timm.create_model(
-                name.removeprefix("timm/"), features_only=True, pretrained=True
-            ).state_dict()
-        )
-        return
     report = load_weights(body, weights, strict=False)
-    strange = [key for key in report.unexpected if not key.startswith("head")]
+    # Of timm's networks everything behind the last map is left out, whatever its name.
+    ours = isinstance(body, EfficientViT)
+    strange = [key for key in report.unexpected if ours and not key.startswith("head")]
     if report.missing or report.mismatched or strange:
         load_weights(body, weights)  # says what does not fit
 
+
+def _check_same_function(body: nn.Module, name: str, card: Mapping[str, Any]) -> None:
+    """Raise a ValueError where a card is of a network that computes something else with weights of
+    the same shapes: other strides, heads that do not cascade."""
+    if not card:
+        return
+    architecture = str(card["architecture"])
+    if architecture != name.removeprefix("timm/"):
+        raise ValueError(
+            f"weights: expected those of {name}, got {architecture}; name that backbone instead"
+        )
+    if isinstance(body, EfficientViT):
+        own = asdict(body.config)
+        for key in own.keys() - _OF_NO_EFFECT:
+            given = card["config"].get(key, own[key])
+            if (tuple(given) if isinstance(given, list) else given) != own[key]:
+                raise ValueError(
+                    f"weights: expected a backbone with {key}={own[key]}, got {key}={given}"
+                )

@@ -164,7 +164,9 @@ class Detection(Task):
         return f"AP {result.ap:.1f} %, AP50 {result.ap50:.1f} %"
 
     def log(self, result: BoxAP | None, **measured: Any) -> DetectionLog:
-        found = {"val_ap": result.ap, "val_ap50": result.ap50} if result is not None else {}
+        found: dict[str, Any] = (
+            {"val_ap": result.ap, "val_ap50": result.ap50} if result is not None else {}
+        )
         return DetectionLog(**measured, **found)
 
     def score(self, log: DetectionLog) -> float | None:
@@ -193,8 +195,11 @@ class Detection(Task):
 class BoxBatches:
     """The steps of a run's epochs, in whole global batches: what is left over sits out.
 
-    Order and flips are functions of (recipe, epoch, step), so a step is the same whatever the
-    number of processes. Each process decodes its own share, a step ahead, in threads.
+    Order and flips are functions of (recipe, epoch, step), so a step sees the same images whatever
+    the number of processes. Each process decodes its own share, a step ahead, in threads.
+
+    Pitfall: the model pads each part to its largest image, and convolutions and BatchNorm see the
+    padding: losses depend a little on how a batch is shared out, where its images differ in shape.
 
     Attributes:
         steps: in an epoch.

@@ -24,6 +24,23 @@ from evitlab.models.detector import (
 )
 from evitlab.training.recipe import Recipe
 
+
+@lru_cache
+def _detector() -> RetinaNet:
+    """The paper's, without values."""
+    with torch.device("meta"):
+        return create_detector("efficientvit_m4", num_classes=80)
+
+
+def _neck() -> Any:
+    return _detector().backbone.neck
+
+
+def _focal(name: str) -> Any:
+    """What torchvision's head, which names none, takes."""
+    return inspect.signature(sigmoid_focal_loss).parameters[name].default
+
+
 SETTINGS: dict[str, Callable[[Recipe], Any]] = {
     "lr_steps": lambda r: r.lr_steps if r.schedule == "steps" else None,
     "lr": lambda r: r.peak_lr,
@@ -62,19 +79,3 @@ def published() -> dict[str, Any]:
     extra = neck.pop("extra_transposed_convs")["retinanet"]
     fields |= {f"neck_{name}": value for name, value in neck.items()}
     return {**fields, "neck_extra_transposed_convs": extra, **retinanet}
-
-
-@lru_cache
-def _detector() -> RetinaNet:
-    """The paper's, without values."""
-    with torch.device("meta"):
-        return create_detector("efficientvit_m4", num_classes=80)
-
-
-def _neck() -> Any:
-    return _detector().backbone.neck
-
-
-def _focal(name: str) -> Any:
-    """What torchvision's head, which names none, takes."""
-    return inspect.signature(sigmoid_focal_loss).parameters[name].default

@@ -5,7 +5,8 @@ from a generator seeded with (seed, e, s), so a run that was killed continues fr
 checkpoint to the very same weights. Started by `torchrun`, it is the same function, worked out by
 several processes: `recipe.batch_size` counts the images of all of them. Not so with stochastic
 depth or dropout, which each process draws for itself, without `recipe.sync_norm`, and with
-streamed images (`Batches`).
+streamed images (`Batches`); of a detector each process, and each part of a batch, is padded to its
+own largest image.
 
 What is trained, on which batches and how the result is measured says a `Task`.
 """
@@ -207,9 +208,10 @@ def _run_epochs(
             )
             # The last step's update comes after its loss: no checkpoint may hold a broken one.
             measured = [value for value in vars(log).values() if isinstance(value, float)]
-            if not all(map(math.isfinite, measured)) or not _is_finite(model):
-                what = "loss" if result is None else "validation loss"
-                raise _non_finite(what, (epoch, steps, steps), rate, last)
+            if not all(map(math.isfinite, measured)):
+                raise _non_finite("validation loss", (epoch, steps, steps), rate, last)
+            if not _is_finite(model):
+                raise _non_finite("a weight", (epoch, steps, steps), rate, last)
             history.append(log)
             if not ranks.main:
                 continue
