@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from evitlab.analysis.detector_speed import _by_part, measure_detector
 from evitlab.cli import main
 from evitlab.models.detector import RetinaNet, create_detector
 from evitlab.records import DETECTOR_PARTS, DetectorSpeed
+from evitlab.training.checkpoint import save_weights
 
 SIZE = (96, 96)
 # Nine anchors at 12², 6², 3², 2² and 1² positions; the finest level may give 1,000.
@@ -109,6 +111,28 @@ def test_models_stay_as_they_are(scenes):
     (row,) = found.rows
     assert row.form == "deployed" and row.img_size in ((64, 96), (96, 64))
     assert row.speedup is None, "there was nothing to compare with"
+
+
+def test_detectors_of_one_backbone_are_told_apart(scenes, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save_weights(detector(), tmp_path / name / "model.safetensors", class_names=("x", "y", "z"))
+    runs = [tmp_path / "a", tmp_path / "b", tmp_path / "b" / "model.safetensors"]
+    found = measure_detector(
+        [*runs, detector(), detector()], rounds=1, deployed=[False], data=scenes
+    )
+    names = ["a", "b", "b/model.safetensors", "efficientvit_m0", "efficientvit_m0 (2)"]
+    assert [row.model for row in found.rows] == names
+    assert {row.backbone for row in found.rows} == {"efficientvit_m0"}
+    assert main(["bench", "--preset", "detector", str(runs[0]), str(runs[1]), "--rounds", "1"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said if "candidate boxes" in line] == ["a", "b"]
+
+
+def test_the_recorded_times_still_load():
+    path = Path(__file__).parents[1] / "data" / "results" / "detector_speed.json"
+    assert all(row.model and row.backbone in (None, row.model)
+               for row in DetectorSpeed.load(path).rows)  # fmt: skip
 
 
 def test_record_survives_json_and_has_a_frame(record, tmp_path):

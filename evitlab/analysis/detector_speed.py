@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ Subject = str | os.PathLike[str] | RetinaNet
 class _Run:
     """One detector in one form, what it is given, and the seconds of its rounds."""
 
+    name: str
     detector: RetinaNet
     form: str
     learnt: bool
@@ -122,18 +124,20 @@ def measure_detector(
     picture = _first_with_boxes(data or _default_data())
     with cpu_threads(threads), torch.inference_mode():
         runs: list[_Run] = []
+        names: list[str] = []
         for subject in subjects:
             detector, learnt = _detector(subject, img_size)
+            names.append(_name(subject, detector, names))
             pixels = picture[0].resized(picture[1], detector.config.img_size)[0]
             images = [pixels.to(place)] * batch_size
             own: dict[str, RetinaNet] = {}
             for form in forms:
-                made, name = _in_form(detector, pixels, form)
-                own.setdefault(name, made)  # one that came deployed has no other form
+                made, form_name = _in_form(detector, pixels, form)
+                own.setdefault(form_name, made)  # one that came deployed has no other form
             plain: _Run | None = None
-            for name, made in own.items():
-                run = _Run(made.to(place).eval(), name, learnt, images, plain)
-                plain = run if name == "as trained" else plain
+            for form_name, made in own.items():
+                run = _Run(names[-1], made.to(place).eval(), form_name, learnt, images, plain)
+                plain = run if form_name == "as trained" else plain
                 runs.append(run)
         for number in tqdm(range(-_WARM_UP, rounds), desc="bench", unit="round", delay=2):
             for run in runs if number % 2 else reversed(runs):
@@ -180,6 +184,17 @@ def _detector(subject: Subject, img_size: int | tuple[int, int] | None) -> tuple
         mean, std = found.transform.image_mean, found.transform.image_std
         found.transform = DetectorTransform(short, long, list(mean), list(std))
     return found.eval(), learnt
+
+
+def _name(subject: Subject, detector: RetinaNet, taken: Sequence[str]) -> str:
+    """What a detector's rows go by; numbered where another has the name."""
+    found = detector.config.backbone
+    if not isinstance(subject, RetinaNet) and Path(subject).exists():
+        path = Path(subject).absolute()
+        # Weights are called alike in all runs.
+        found = path.name if path.is_dir() else f"{path.parent.name}/{path.name}"
+    numbered = (f"{found} ({number})" for number in itertools.count(2))
+    return next(name for name in itertools.chain([found], numbered) if name not in taken)
 
 
 def _in_form(detector: RetinaNet, pixels: Tensor, wanted: bool) -> tuple[RetinaNet, str]:
@@ -279,7 +294,8 @@ def _timing(run: _Run) -> DetectorTiming:
     if run.plain is not None:
         gain = quartiles([a / b for a, b in zip(run.plain.whole, run.whole, strict=True)])
     return DetectorTiming(
-        model=detector.config.backbone,
+        model=run.name,
+        backbone=detector.config.backbone,
         form=run.form,
         learnt=run.learnt,
         num_classes=detector.num_classes,

@@ -56,7 +56,7 @@ class DetectionLog:
 class DetectionRecord(Record):
     """One training run of a detector, from its recipe to its final box AP."""
 
-    model: str  # its name says the backbone, such as retinanet_efficientvit_m4
+    model: str  # which one: the name of its run's folder or file; of one built here, the backbone
     img_size: tuple[int, int]  # short side, long side at most
     num_classes: int
     params: int
@@ -107,7 +107,7 @@ class DetectorTiming:
     candidate, up to so many per level as the detector takes.
     """
 
-    model: str  # its name says the backbone, such as retinanet_efficientvit_m4
+    model: str  # which one: the name of its run's folder or file; of one built here, the backbone
     form: str  # "as trained"; "deployed", or "folded": BatchNorms of a backbone that is not ours
     learnt: bool  # False: built to be measured, with weights as drawn
     num_classes: int
@@ -125,6 +125,7 @@ class DetectorTiming:
     detections: int  # what it left of them
     full_ms: float  # post-processing of a batch with `full_candidates`, median of the rounds
     full_candidates: int  # of one image
+    backbone: str | None = None  # None in older records, where `model` is the backbone
 
 
 @dataclass(frozen=True)
