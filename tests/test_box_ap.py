@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from evitlab.datasets import open_detection
 from evitlab.datasets.hub import data_home
 from evitlab.records.detection import BoxAP
 from evitlab.training.box_ap import box_ap
@@ -147,24 +149,69 @@ ONE = result(1, 1, DISK, 0.9)
     [
         (TRUTH, [ONE, {**ONE, "image_id": 7}], r"results\[1\].*image.*image_id 7"),
         (TRUTH, [{**ONE, "category_id": 2}], r"results\[0\].*category.*category_id 2"),
-        (TRUTH, [{**ONE, "image_id": "1"}], r"image_id '1'"),
-        (TRUTH, [without("score", ONE)], "expected a score, got only image_id"),
-        (TRUTH, [{**ONE, "score": float("nan")}], "score: expected finite numbers, got nan"),
-        (TRUTH, [{**ONE, "bbox": [1, 2, 3]}], r"\[x, y, width, height\], got \[1, 2, 3\]"),
-        (TRUTH, [{**ONE, "bbox": [1, 2, 3, None]}], "finite numbers, got None"),
+        (TRUTH, [{**ONE, "image_id": "1"}], "whole number as 'image_id', got '1'"),
+        (TRUTH, [without("score", ONE)], "expected a key 'score', got image_id"),
+        (TRUTH, [{**ONE, "score": float("nan")}], "expected a finite number as 'score', got nan"),
+        (TRUTH, [{**ONE, "bbox": [1, 2, 3]}], r"four finite numbers .* got \[1, 2, 3\]"),
+        (TRUTH, [{**ONE, "bbox": [1, 2, 3, None]}], "finite numbers .* None"),
         (TRUTH, [3], "expected an object, got int"),
         (TRUTH, TRUTH, r"expected a list of COCO results, got dict \(a ground truth\?\)"),
         (truth(), [], "at least one box to find .* got 0 annotations"),
         ([ONE], [], "expected a COCO ground truth .* got list"),
         ({"images": []}, [], "got keys images"),
-        (truth((9, 1, DISK)), [], r"annotations\[0\]: expected an image .* image_id 9"),
-        ({**TRUTH, "images": [{"id": 1}, {"id": 1}]}, [], r"images\[1\].*got 1 twice"),
-        ({**TRUTH, "categories": [{"name": "disk"}]}, [], r"categories\[0\].*got None"),
+        (truth((9, 1, DISK)), [], r"annotations\[0\]: .* id of an image, got image_id 9"),
+        ({**TRUTH, "images": [{"id": 1}, {"id": 1}]}, [], r"images\[1\].*got 1 a second"),
+        ({**TRUTH, "categories": [{"name": "disk"}]}, [], r"categories\[0\].* key 'id', got name"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_named(ground_truth: Any, results: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         box_ap(ground_truth, results)
+
+
+def as_in_tables(coco: dict[str, Any]) -> None:
+    for key, own in (("images", "id"), ("annotations", "image_id"), ("categories", "id")):
+        for entry in coco[key]:
+            entry[own] = float(entry[own])
+
+
+# How the same annotations may be written, and what is refused in them.
+WRITTEN: dict[str, tuple[Callable[[dict[str, Any]], object], str | None]] = {
+    "whole numbers as 1.0": (as_in_tables, None),
+    "area null": (lambda c: c["annotations"][0].update(area=None), None),
+    "no area": (lambda c: c["annotations"][0].pop("area", None), None),
+    "true as id": (lambda c: c["images"][0].update(id=True), "number as 'id', got True"),
+    "true as category": (
+        lambda c: c["annotations"][0].update(category_id=True), "'category_id', got True",
+    ),
+    "crowd 2": (lambda c: c["annotations"][0].update(iscrowd=2), "iscrowd 0 or 1, got 2"),
+    "area negative": (lambda c: c["annotations"][0].update(area=-1), "as 'area', got -1"),
+    "box huge": (
+        lambda c: c["annotations"][0].update(bbox=[0, 0, 10**400, 1]), "four finite numbers",
+    ),
+    "an image a list": (lambda c: c["images"].append([]), r"images\[2\]: .* object, got list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_what_opens_as_data_is_taken_as_ground_truth(case: str, tmp_path: Path) -> None:
+    change, said = WRITTEN[case]
+    drawn = copy.deepcopy(TRUTH)
+    for entry in drawn["images"]:
+        Image.new("RGB", (320, 320)).save(tmp_path / f"{entry['id']}.png")
+        entry |= {"file_name": f"{entry['id']}.png", "width": 320, "height": 320}
+    change(drawn)
+    (tmp_path / "truth.json").write_text(json.dumps(drawn), "utf-8")
+    results = [result(1, 1, DISK, 0.9)]
+    if said is None:
+        found = box_ap(tmp_path / "truth.json", results)
+        data = open_detection(tmp_path / "truth.json", images=tmp_path)
+        assert found.ap > 0 and found.boxes == data.num_boxes == 3
+    else:
+        with pytest.raises(ValueError, match=said):
+            box_ap(tmp_path / "truth.json", results)
+        with pytest.raises(ValueError, match=said):
+            open_detection(tmp_path / "truth.json", images=tmp_path)
 
 
 def test_only_crowds_are_nothing_to_find() -> None:

@@ -484,7 +484,7 @@ MISTAKES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
         lambda at: ["detect", "evaluate", "--annotations", at.truth(lambda t: None), "--results",
                     at.write("r.json", [{"image_id": 99, "category_id": 3, "score": 1,
                                          "bbox": [0, 0, 1, 1]}])],
-        r"r\.json: results\[0\]: expected an image of the ground truth, got image_id 99",
+        r"r\.json: results\[0\]: expected the id of an image, got image_id 99",
     ),
     "no such annotations": (
         lambda at: ["detect", "evaluate", "--annotations", "gone.json", "--results", "r.json"],

@@ -15,6 +15,17 @@ from typing import Any
 
 import torch
 
+from evitlab.datasets.coco_entries import (
+    area,
+    box,
+    crowd,
+    kind,
+    known_id,
+    listed,
+    own_id,
+    text,
+    whole,
+)
 from evitlab.datasets.decoding import OnError, image_size
 from evitlab.datasets.detection import DetectionDataset
 from evitlab.datasets.folders import Listing, list_images
@@ -43,7 +54,7 @@ def read_coco(path: Path) -> dict[str, Any]:
         results = "; a list of results has no images and categories" * isinstance(coco, list)
         raise ValueError(
             f"{path}: expected an object with 'images', 'annotations' and 'categories', got "
-            f"{_kind(coco)}{results}"
+            f"{kind(coco)}{results}"
         )
     return coco
 
@@ -162,12 +173,10 @@ def join_images(
 def _categories(coco: dict[str, Any], where: str) -> dict[int, str]:
     """Number -> name, in order of the numbers."""
     found: dict[int, str] = {}
-    for index, entry in enumerate(_listed(coco, "categories", where)):
+    for index, entry in enumerate(listed(coco, "categories", where)):
         place = f"{where}: categories[{index}]"
-        number = _integer(entry, "id", place)
-        if number in found:
-            raise ValueError(f"{place}: expected an id of its own, got {number} a second time")
-        found[number] = _text(entry, "name", place)
+        number = own_id(entry, found, place)
+        found[number] = text(entry, "name", place)
     if not found:
         raise ValueError(f"{where}: expected at least one entry in 'categories', got none")
     return dict(sorted(found.items()))
@@ -176,13 +185,11 @@ def _categories(coco: dict[str, Any], where: str) -> dict[int, str]:
 def _images(coco: dict[str, Any], where: str) -> dict[int, dict[str, Any]]:
     """Number -> file_name, height, width, in the file's order."""
     found: dict[int, dict[str, Any]] = {}
-    for index, entry in enumerate(_listed(coco, "images", where)):
+    for index, entry in enumerate(listed(coco, "images", where)):
         place = f"{where}: images[{index}]"
-        number = _integer(entry, "id", place)
-        if number in found:
-            raise ValueError(f"{place}: expected an id of its own, got {number} a second time")
-        image: dict[str, Any] = {"file_name": _text(entry, "file_name", place)}
-        image |= {side: _integer(entry, side, place) for side in ("height", "width")}
+        number = own_id(entry, found, place)
+        image: dict[str, Any] = {"file_name": text(entry, "file_name", place)}
+        image |= {side: whole(entry, side, place) for side in ("height", "width")}
         if not all(1 <= image[side] <= _LONGEST_PX for side in ("height", "width")):
             raise ValueError(
                 f"{place}: expected a height and width from 1 to {_LONGEST_PX:,}, got "
@@ -208,20 +215,12 @@ def _boxes(
     classes = {number: label for label, number in enumerate(categories)}
     found: dict[int, list[_Row]] = {number: [] for number in images}
     changed: Counter[str] = Counter()
-    for index, entry in enumerate(_listed(coco, "annotations", where, optional=True)):
+    for index, entry in enumerate(listed(coco, "annotations", where, optional=True)):
         place = f"{where}: annotations[{index}]"
-        number, category = _integer(entry, "image_id", place), _integer(entry, "category_id", place)
-        if number not in images:
-            raise ValueError(f"{place}: expected the id of an image, got image_id {number}")
-        if category not in classes:
-            raise ValueError(
-                f"{place}: expected the id of a category, got category_id {category}; closest: "
-                f"{min(categories, key=lambda known: abs(known - category))}"
-            )
-        x, y, width, height = _box(entry, place)
-        crowd = entry.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise ValueError(f"{place}: expected iscrowd 0 or 1, got {crowd!r}")
+        number = known_id(entry, "image_id", images, place)
+        category = known_id(entry, "category_id", categories, place)
+        x, y, width, height = box(entry, place)
+        is_crowd = crowd(entry, place)
         image = images[number]
         if width < _SLIVER_PX or height < _SLIVER_PX:
             changed["empty"] += 1
@@ -233,8 +232,8 @@ def _boxes(
             continue
         if max(-x, -y, x + width - image["width"], y + height - image["height"]) > _ROUNDING_PX:
             changed["clipped"] += 1
-        area = _area(entry, place) if "area" in entry else (x2 - x1) * (y2 - y1)
-        found[number].append(((x1, y1, x2, y2), classes[category], bool(crowd), area))
+        size = area(entry, (x2 - x1) * (y2 - y1), place)
+        found[number].append(((x1, y1, x2, y2), classes[category], is_crowd, size))
     ways = {
         "clipped": ("reaches outside its image and was clipped",
                     "reach outside their image and were clipped"),
@@ -313,64 +312,3 @@ def _readable(
 
 def _count(numbers: Sequence[int], noun: str) -> str:
     return f"{len(numbers):,} {noun}{'s' * (len(numbers) > 1)}"
-
-
-def _listed(
-    coco: dict[str, Any], key: str, where: str, *, optional: bool = False
-) -> list[dict[str, Any]]:
-    entries = coco.get(key, [] if optional else None)
-    if not isinstance(entries, list):
-        got = _kind(entries) if key in coco else "nothing"
-        raise ValueError(f"{where}: expected a list under {key!r}, got {got}")
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise ValueError(f"{where}: {key}[{index}]: expected an object, got {_kind(entry)}")
-    return entries
-
-
-def _value(entry: dict[str, Any], key: str, place: str) -> Any:
-    if key not in entry:
-        raise ValueError(f"{place}: expected a key {key!r}, got {', '.join(entry) or 'none'}")
-    return entry[key]
-
-
-def _integer(entry: dict[str, Any], key: str, place: str) -> int:
-    value = _value(entry, key, place)
-    # Tables write whole numbers as 640.0.
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not whole:
-        raise ValueError(f"{place}: expected a whole number as {key!r}, got {value!r}")
-    return int(value)
-
-
-def _text(entry: dict[str, Any], key: str, place: str) -> str:
-    value = _value(entry, key, place)
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{place}: expected a name as {key!r}, got {value!r}")
-    return value
-
-
-def _box(entry: dict[str, Any], place: str) -> list[float]:
-    value = _value(entry, "bbox", place)
-    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_finite, value)):
-        raise ValueError(
-            f"{place}: expected four finite numbers (x, y, width, height) as 'bbox', got {value!r}"
-        )
-    return [float(number) for number in value]
-
-
-def _area(entry: dict[str, Any], place: str) -> float:
-    value = entry["area"]
-    if not _is_finite(value) or value < 0:
-        raise ValueError(f"{place}: expected a number of square pixels as 'area', got {value!r}")
-    return float(value)
-
-
-def _is_finite(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # Far below what float32 holds, so that sums stay finite too; false for NaN.
-    return number and abs(value) < 1e30  # type: ignore[arg-type]
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else type(value).__name__

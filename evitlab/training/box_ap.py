@@ -6,12 +6,12 @@ faster-coco-eval does the computing; here its input is checked and its numbers n
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evitlab.datasets import coco_entries
 from evitlab.records import Environment, environment_card
 from evitlab.records.detection import BoxAP
 
@@ -113,20 +113,17 @@ def _checked_truth(truth: Any, where: str) -> dict[str, Any]:
             f"{where}: expected a COCO ground truth with lists images, annotations and "
             f"categories, got {what[:200]}"
         )
-    images = _ids(truth["images"], f"{where}: images")
-    categories = _ids(truth["categories"], f"{where}: categories")
+    images, categories = (_ids(truth, key, where) for key in ("images", "categories"))
     annotations = []
-    for place, entry in enumerate(truth["annotations"]):
+    for place, entry in enumerate(coco_entries.listed(truth, "annotations", where)):
         said = f"{where}: annotations[{place}]"
-        box = _checked_entry(entry, said, images, categories)
-        area = entry.get("area")
+        found = _checked_entry(entry, said, images, categories)
+        width, height = found["bbox"][2:]
         annotations.append({
             "id": place + 1,
-            "image_id": entry["image_id"],
-            "category_id": entry["category_id"],
-            "bbox": box,
-            "area": box[2] * box[3] if area is None else _number(area, f"{said}: area"),
-            "iscrowd": int(bool(entry.get("iscrowd", 0))),
+            **found,
+            "area": coco_entries.area(entry, width * height, said),
+            "iscrowd": int(coco_entries.crowd(entry, said)),
         })  # fmt: skip
     if all(entry["iscrowd"] for entry in annotations):
         raise ValueError(
@@ -153,49 +150,26 @@ def _checked_results(found: Any, where: str, truth: dict[str, Any]) -> list[dict
     checked = []
     for place, entry in enumerate(found):
         said = f"{where}: results[{place}]" if where != "results" else f"results[{place}]"
-        box = _checked_entry(entry, said, images, categories)
-        if "score" not in entry:
-            raise ValueError(f"{said}: expected a score, got only {', '.join(entry)}")
-        checked.append({
-            "image_id": entry["image_id"],
-            "category_id": entry["category_id"],
-            "bbox": box,
-            "score": _number(entry["score"], f"{said}: score"),
-        })  # fmt: skip
+        one = _checked_entry(entry, said, images, categories)
+        checked.append({**one, "score": coco_entries.score(entry, said)})
     return checked
 
 
-def _ids(entries: Sequence[Any], where: str) -> dict[int, None]:
+def _ids(truth: Mapping[str, Any], key: str, where: str) -> dict[int, None]:
     """The entries' numbers, in order."""
     numbers: dict[int, None] = {}
-    for place, entry in enumerate(entries):
-        number = entry.get("id") if isinstance(entry, Mapping) else None
-        if not isinstance(number, int):
-            raise ValueError(f"{where}[{place}]: expected a whole number as id, got {number!r}")
-        if number in numbers:
-            raise ValueError(f"{where}[{place}]: expected ids that differ, got {number} twice")
-        numbers[number] = None
+    for place, entry in enumerate(coco_entries.listed(truth, key, where)):
+        numbers[coco_entries.own_id(entry, numbers, f"{where}: {key}[{place}]")] = None
     return numbers
 
 
 def _checked_entry(
     entry: Any, where: str, images: Mapping[int, None], categories: Mapping[int, None]
-) -> list[float]:
-    """The box of an annotation or a result, whose image and category are known."""
-    if not isinstance(entry, Mapping):
-        raise ValueError(f"{where}: expected an object, got {type(entry).__name__}")
-    for key, known in (("image_id", images), ("category_id", categories)):
-        number = entry.get(key)
-        if not isinstance(number, int) or number not in known:
-            kind = "an image" if key == "image_id" else "a category"
-            raise ValueError(f"{where}: expected {kind} of the ground truth, got {key} {number!r}")
-    box = entry.get("bbox")
-    if isinstance(box, (str, bytes)) or not isinstance(box, Sequence) or len(box) != 4:
-        raise ValueError(f"{where}: expected bbox as [x, y, width, height], got {box!r}")
-    return [_number(value, f"{where}: bbox") for value in box]
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{where}: expected finite numbers, got {value!r}")
-    return float(value)
+) -> dict[str, Any]:
+    """What an annotation and a result have in common; their image and category are known."""
+    coco_entries.check_object(entry, where)
+    return {
+        "image_id": coco_entries.known_id(entry, "image_id", images, where),
+        "category_id": coco_entries.known_id(entry, "category_id", categories, where),
+        "bbox": coco_entries.box(entry, where),
+    }
