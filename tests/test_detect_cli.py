@@ -431,8 +431,9 @@ MISTAKES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "unknown data": (lambda at: at.train("--data", "coc128"), "'coc128' is neither"),
     "more to overfit than there is": (
         lambda at: at.train("--overfit", "7"),
-        "--overfit: expected 1 to 6, as many images of painted have boxes, got 7",
+        "--overfit: expected 2 to 6, as many images of painted have boxes, got 7",
     ),
+    "too few to overfit": (lambda at: at.train("--overfit", "1"), "--overfit: expected 2 to 6,"),
     "overfit and validation data": (
         lambda at: at.train("--overfit", "2", "--val-data", str(at.folder)),
         "--val-data: expected none beside --overfit",
@@ -446,7 +447,7 @@ MISTAKES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     ),
     "no annotations": (
         lambda at: at.train("--data", at.truth(lambda t: t["annotations"].clear()), *at.images()),
-        "expected at least one box to learn from, got none in",
+        "train_data: expected at least one box to learn from, got none in",
     ),
     "a missing image": (
         lambda at: at.train(
@@ -509,6 +510,18 @@ MISTAKES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
         "folder: expected annotations in",
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("option", [
+    ("--split", "val"), ("--batch-size", "1"), ("--device", "cpu"), ("--threads", "1"),
+    ("--skip-corrupt",),
+])  # fmt: skip
+def test_measuring_a_file_has_no_options_of_a_detector(
+    option: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["detect", "evaluate", "--annotations", "x.json", "--results", "y.json", *option]
+    assert main(command) == 2
+    assert f"{option[0]}: expected none beside --annotations" in mistake(capsys)
 
 
 @pytest.mark.parametrize("name", MISTAKES)

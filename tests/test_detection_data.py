@@ -16,7 +16,7 @@ from PIL import Image
 
 from evitlab.datasets import (
     DetectionDataset,
-    check_trainable,
+    check_boxes,
     data_home,
     default_detection_name,
     open_detection,
@@ -288,7 +288,7 @@ def test_coco128() -> None:
     assert train.image(3).shape == (3, 425, 640)
     image, boxes = val.resized(3, (256, 320))
     assert image.shape == (3, 320, 240) and boxes.shape == (4, 4)
-    check_trainable(train)
+    check_boxes(train)
 
 
 @NEEDS_COCO128
@@ -343,7 +343,7 @@ def test_scenes_show_all_sizes_and_classes_inside_the_image() -> None:
     assert image.dtype == torch.uint8 and tuple(image.shape[1:]) == data.img_sizes[0]
     with Image.open(io.BytesIO(data.read(0)[0])) as picture:
         assert picture.format == "PNG"
-    check_trainable(data)
+    check_boxes(data)
 
 
 def test_training_scenes_are_other_ones() -> None:

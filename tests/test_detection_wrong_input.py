@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from evitlab.datasets import check_trainable, open_detection, voc_to_coco
+from evitlab.datasets import check_boxes, open_detection, voc_to_coco
 
 Coco = dict[str, Any]
 
@@ -73,8 +73,11 @@ def test_without_boxes_it_opens_but_cannot_be_trained_on(
     data = open_detection(write(tmp_path, change))
     assert len(data) == 1 and data.num_boxes == 0 and data.image(0).shape == (3, 6, 8)
     assert data.boxes[0].shape[1] == 4
-    with pytest.raises(ValueError, match="annotations: expected at least one box to learn from"):
-        check_trainable(data)
+    with pytest.raises(ValueError, match=r"^data: expected at least one box to find, got none in "):
+        check_boxes(data)
+    said = r"^train_data: expected at least one box to learn from, got none in .* \(val, 1 im"
+    with pytest.raises(ValueError, match=said):
+        check_boxes(data, "train_data", to="learn from")
 
 
 WRONG: dict[str, tuple[Callable[[Coco], object], str]] = {

@@ -105,8 +105,7 @@ def _add_evaluate(command: AddCommand) -> None:
     evaluate.add_argument("weights", nargs="?", metavar="RUN|FILE",
                           help="a run's folder or a .safetensors file")
     _add_data(evaluate)
-    evaluate.add_argument("--split", default="val",
-                          help="train, val, test; all (default: %(default)s)")
+    evaluate.add_argument("--split", help="train, val, test; all (default: val)")
     evaluate.add_argument("--limit", type=int, metavar="N", help="images at most")
     evaluate.add_argument("--annotations", metavar="FILE",
                           help="instead of RUN and --data: measure the results in --results")
@@ -115,9 +114,9 @@ def _add_evaluate(command: AddCommand) -> None:
                           "read it from there")  # fmt: skip
     evaluate.add_argument("--skip-corrupt", action="store_true",
                           help="leave out images that are missing or cannot be read")
-    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N",
-                          help="images per forward pass (default: %(default)s)")
-    evaluate.add_argument("--device", default="cpu", help="cpu, cuda (default: %(default)s)")
+    evaluate.add_argument("--batch-size", type=int, metavar="N",
+                          help="images per forward pass (default: 1)")
+    evaluate.add_argument("--device", help="cpu, cuda (default: cpu)")
     evaluate.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     evaluate.add_argument("--json", metavar="FILE", help="also write the record there")
 
@@ -242,9 +241,10 @@ def _training_sets(args: argparse.Namespace) -> tuple[DetectionDataset, Detectio
     train_data = _open(args, name, "train", images=args.images, limit=args.limit)
     if args.overfit is not None:
         with_boxes = [i for i, crowd in enumerate(train_data.crowd) if not bool(crowd.all())]
-        if not 1 <= args.overfit <= len(with_boxes):
+        # BatchNorm learns from no fewer than two.
+        if not 2 <= args.overfit <= len(with_boxes):
             raise ValueError(
-                f"--overfit: expected 1 to {len(with_boxes)}, as many images of "
+                f"--overfit: expected 2 to {len(with_boxes)}, as many images of "
                 f"{train_data.title} have boxes, got {args.overfit}"
             )
         train_data = train_data.take(with_boxes[: args.overfit])
@@ -275,15 +275,19 @@ def _open(
 
 def _evaluate(args: argparse.Namespace) -> None:
     from evitlab.analysis.conditions import cpu_threads
+    from evitlab.datasets import check_boxes
     from evitlab.models.detector import load_detector
     from evitlab.records import environment_card
     from evitlab.training.box_ap import box_ap
-    from evitlab.training.detecting import ap_of, check_boxes, coco_results, predict_boxes
+    from evitlab.training.detecting import ap_of, coco_results, predict_boxes
 
     if args.annotations is not None:
-        for option in ("weights", "data", "images", "limit"):
-            if getattr(args, option) is not None:
-                name = "RUN" if option == "weights" else f"--{option}"
+        for option in (
+            "weights", "data", "images", "split", "limit", "skip_corrupt", "batch_size", "device",
+            "threads",
+        ):  # fmt: skip
+            if getattr(args, option) not in (None, False):
+                name = "RUN" if option == "weights" else f"--{option.replace('_', '-')}"
                 raise ValueError(f"{name}: expected none beside --annotations")
         if args.results is None:
             raise ValueError("--results: expected the file of the results to measure")
@@ -292,18 +296,17 @@ def _evaluate(args: argparse.Namespace) -> None:
     else:
         if args.weights is None:
             raise ValueError("RUN: expected a detector's weights, or --annotations and --results")
+        split = "val" if args.split is None else args.split
+        batch_size = 1 if args.batch_size is None else args.batch_size
+        device = args.device or "cpu"
         model = load_detector(args.weights)
-        data = _open(args, _data_name(args), args.split, images=args.images, limit=args.limit)
+        data = _open(args, _data_name(args), split, images=args.images, limit=args.limit)
         for note in data.notes:
             print(note)
         check_boxes(data)
         with cpu_threads(args.threads):
-            detections = predict_boxes(
-                model, data, batch_size=args.batch_size, device=args.device
-            )
-            card = environment_card(
-                device=args.device, batch_size=args.batch_size, dataset=data.title
-            )
+            detections = predict_boxes(model, data, batch_size=batch_size, device=device)
+            card = environment_card(device=device, batch_size=batch_size, dataset=data.title)
         found = ap_of(detections, data, environment=card)
         if args.results:
             write_json(args.results, coco_results(detections, data.category_ids))

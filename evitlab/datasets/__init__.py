@@ -2,7 +2,7 @@
 
 from evitlab.datasets.classes import listed, match_classes, without_images
 from evitlab.datasets.decoding import OnError, SizesDiffer
-from evitlab.datasets.detection import DetectionDataset, Detections, check_trainable
+from evitlab.datasets.detection import DetectionDataset, Detections, check_boxes
 from evitlab.datasets.folders import holds_photographs
 from evitlab.datasets.hub import NAMED_SETS, data_home, is_at_hand
 from evitlab.datasets.memory import Dataset
@@ -29,7 +29,7 @@ __all__ = [
     "OnError",
     "SizesDiffer",
     "StreamingDataset",
-    "check_trainable",
+    "check_boxes",
     "common_img_size",
     "data_home",
     "default_dataset_name",

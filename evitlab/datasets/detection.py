@@ -200,11 +200,17 @@ class Detections:
     scores: Tensor
 
 
-def check_trainable(data: DetectionDataset) -> None:
-    """Raise ValueError where a set holds no box to learn from: crowds are none."""
+def check_boxes(data: DetectionDataset, argument: str = "data", *, to: str = "find") -> None:
+    """Raise a ValueError where a set holds no box: crowds are none.
+
+    Args:
+        data: which set.
+        argument: what the caller calls it.
+        to: what the boxes are for, "find" or "learn from".
+    """
     if not data.num_boxes:
         raise ValueError(
-            f"annotations: expected at least one box to learn from, got none in {data.name} "
+            f"{argument}: expected at least one box to {to}, got none in {data.title} "
             f"({data.split}, {len(data)} images)"
         )
 

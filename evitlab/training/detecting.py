@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from evitlab.datasets.detection import DetectionDataset, Detections
+from evitlab.datasets.detection import DetectionDataset, Detections, check_boxes
 from evitlab.records import Environment, environment_card
 from evitlab.records.detection import BoxAP
 from evitlab.training.box_ap import box_ap
@@ -143,15 +143,6 @@ def coco_results(
                 "score": round(score, 6),
             })  # fmt: skip
     return results
-
-
-def check_boxes(data: DetectionDataset) -> None:
-    """Raise a ValueError where there is nothing to find, so no AP."""
-    if not data.num_boxes:
-        raise ValueError(
-            f"data: expected at least one box to find, got none in {data.title} ({data.split}, "
-            f"{len(data)} images)"
-        )
 
 
 def check_detector_classes(model: nn.Module, data: DetectionDataset) -> None:

@@ -15,18 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evitlab.datasets import DetectionDataset, check_trainable
+from evitlab.datasets import DetectionDataset, check_boxes
 from evitlab.models.cost import count_macs, count_params
 from evitlab.models.detector import RetinaNet
 from evitlab.models.zoo import config_fields, model_name
 from evitlab.records import BoxAP, DetectionLog, DetectionRecord, environment_card
 from evitlab.training.batches import Part, check_norms, step_seed
 from evitlab.training.checkpoint import save_weights
-from evitlab.training.detecting import (
-    check_boxes,
-    check_detector_classes,
-    evaluate_detector,
-)
+from evitlab.training.detecting import check_detector_classes, evaluate_detector
 from evitlab.training.distributed import Ranks
 from evitlab.training.identity import recorded
 from evitlab.training.loop import computed_in, run
@@ -105,8 +101,8 @@ class Detection(Task):
 
     def check(self, ranks: Ranks, device: torch.device) -> None:
         model, recipe, data = self.model, self.recipe, self.train_data
-        check_trainable(data)
-        check_boxes(self.val_data)
+        check_boxes(data, "train_data", to="learn from")
+        check_boxes(self.val_data, "val_data")
         _check_recipe(recipe)
         for given in (data, self.val_data):
             check_detector_classes(model, given)
