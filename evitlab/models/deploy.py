@@ -139,19 +139,22 @@ class DeployedEfficientViT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] -> [B, C, H', W'], a view of channels-last memory."""
-        return self.forward_stages(x)[-1]
+        return self.stages(self._tokens(x)).permute(0, 3, 1, 2)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """[B, in_chans, H, W] -> the map of each stage, finest first, as `feature_info` says."""
-        check_images(x, self.config)
-        for layer in self.patch_embed:
-            x = layer(x) if isinstance(layer, Convolution) else in_place(layer, x)
-        x = x.permute(0, 2, 3, 1).contiguous()
-        maps = []
+        x, maps = self._tokens(x), []
         for stage in self.stages:
             x = stage(x)
             maps.append(x.permute(0, 3, 1, 2))
         return maps
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """[B, in_chans, H, W] -> patches, [B, H', W', C]."""
+        check_images(x, self.config)
+        for layer in self.patch_embed:
+            x = layer(x) if isinstance(layer, Convolution) else in_place(layer, x)
+        return x.permute(0, 2, 3, 1).contiguous()
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = x.mean((2, 3))
