@@ -581,7 +581,7 @@ def test_a_loss_of_nan_stops_the_run_and_names_the_place(
     [
         (dict(lr=1e30, batch_size=16), r"^loss .* epoch 1, step 2 of 2, learning rate 8.54e\+29"),
         (dict(lr=1e30, batch_size=32), "^validation loss .* epoch 1, step 1 of 1"),
-        (dict(lr=1e39, batch_size=32, validate_every=2), "^loss .* epoch 1, step 1 of 1"),
+        (dict(lr=1e39, batch_size=32, validate_every=2), "^a weight .* epoch 1, step 1 of 1"),
     ],
     ids=["step", "validation", "weights"],
 )
