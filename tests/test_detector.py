@@ -14,14 +14,13 @@ from torchvision.models.detection.image_list import ImageList
 
 from evitlab import count_macs, create_model, deploy, load_model, save_weights
 from evitlab.models.detector import (
-    STRIDES,
     LevelAnchors,
-    Neck,
     RetinaNet,
     create_detector,
     load_detector,
     resized_size,
 )
+from evitlab.models.pyramid import STRIDES, Neck
 
 BACKBONES = ("efficientvit_m0", "efficientvit_m4", "efficientvit_m0_p4", "mobilenetv2_100")
 SIZES = ((150, 260), (90, 40), (64, 64))  # neither is a multiple of a window or of a stride

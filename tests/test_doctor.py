@@ -300,7 +300,7 @@ def test_one_failed_check_does_not_hide_the_others(
 @pytest.mark.parametrize(
     ("text", "cut"),
     [
-        ("[Errno 2] No such file: '/home/me/data/x.json'", "[Errno 2] No such file: 'x.json'"),
+        ("[Errno 2] No such file: '/srv/sets/x.json'", "[Errno 2] No such file: 'x.json'"),
         (r"C:\Users\me\x.json: broken", "x.json: broken"),
         ("and/or 1/2 of https://example.org/a/b", "and/or 1/2 of https://example.org/a/b"),
         ("5 in /srv/evitlab", "5 in evitlab"),

@@ -46,7 +46,7 @@ from evitlab import (
 )
 from evitlab.datasets import StreamingDataset
 from evitlab.datasets.streaming import random_resized_box
-from evitlab.training import classifier
+from evitlab.training import classifier, task
 from evitlab.training.failures import NonFiniteLoss
 
 NAN = math.nan
@@ -351,7 +351,7 @@ def test_a_run_stopped_after_its_last_epoch_is_only_measured(
         raise Stopped
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(classifier, "count_macs", stop)
+        patch.setattr(task, "count_macs", stop)
         train(plain_net(), shapes(32), shapes(6), recipe(), out_dir=tmp_path)
     assert not (tmp_path / "record.json").exists()
     with no_training():

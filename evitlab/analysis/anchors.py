@@ -11,7 +11,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from evitlab.datasets import DetectionDataset
-from evitlab.models.detector import DIVISOR, STRIDES, RetinaNet
+from evitlab.models.detector import DIVISOR, RetinaNet
+from evitlab.models.pyramid import STRIDES
 from evitlab.records import AnchorLevel, AnchorPlan, environment_card
 
 

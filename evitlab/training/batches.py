@@ -64,14 +64,8 @@ class Batches:
     ) -> None:
         self.data, self.recipe, self.augment = data, recipe, augment
         self.ranks, self.device, self.on_phase = ranks, device, on_phase
-        self.steps = max(1, len(data) // recipe.batch_size)
-        self.size = min(recipe.batch_size, len(data))
+        self.steps, self.size = steps_of(len(data), recipe, ranks)
         self.streams = isinstance(data, StreamingDataset) and ranks.size > 1
-        if self.size < recipe.accumulate * ranks.size:
-            raise ValueError(
-                f"batch_size: expected at least an image for each of {recipe.accumulate} parts "
-                f"(accumulate) in each of {ranks.size} processes, got {self.size}"
-            )
 
     def epoch(self, epoch: int) -> Iterator[list[Part]]:
         """The parts of each step of an epoch, counted from 1."""
@@ -139,6 +133,20 @@ class Batches:
             Part(part.contiguous(memory_format=torch.channels_last), goal, len(goal) * scale)
             for part, goal in parts
         ]
+
+
+def steps_of(images: int, recipe: Recipe, ranks: Ranks) -> tuple[int, int]:
+    """Steps of an epoch in whole global batches, and the images of each.
+
+    Raises ValueError where a batch has fewer images than parts.
+    """
+    size = min(recipe.batch_size, images)
+    if size < recipe.accumulate * ranks.size:
+        raise ValueError(
+            f"batch_size: expected at least an image for each of {recipe.accumulate} parts "
+            f"(accumulate) in each of {ranks.size} processes, got {size}"
+        )
+    return max(1, images // recipe.batch_size), size
 
 
 def check_norms(model: nn.Module, recipe: Recipe, images: int, ranks: Ranks) -> None:

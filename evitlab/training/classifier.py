@@ -5,24 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evitlab.datasets import AnyDataset, StreamingDataset
-from evitlab.models.cost import count_macs, count_params
 from evitlab.models.zoo import normalization
-from evitlab.records import Accuracy, EpochLog, TrainingRecord, environment_card
+from evitlab.records import Accuracy, EpochLog, TrainingRecord
 from evitlab.training.augment import Augment
 from evitlab.training.batches import Batches, Part, check_norms, resident
-from evitlab.training.checkpoint import save_weights
 from evitlab.training.distillation import Objective, check_teacher
 from evitlab.training.distributed import Ranks
 from evitlab.training.evaluation import check_labels, evaluate
-from evitlab.training.identity import recorded, run_identity
-from evitlab.training.loop import computed_in, run
+from evitlab.training.identity import run_identity
+from evitlab.training.loop import run
 from evitlab.training.recipe import Recipe
 from evitlab.training.task import Task
 
@@ -120,15 +117,7 @@ class Classification(Task):
         self.identity = run_identity(
             self.model, self.train_data, self.recipe, self.teacher, self.weights
         )
-        self.card = environment_card(
-            device=device,
-            precision=computed_in(device, self.recipe.precision),
-            layout="channels_last",
-            batch_size=self.recipe.batch_size,
-            seed=self.recipe.seed,
-            dataset=self.train_data.title,
-            scale=self.scale,
-        )
+        self.environment = self.card(device)
 
     def begin(self, ranks: Ranks, device: torch.device, on_phase: Callable[[str], None]) -> None:
         model, recipe, data = self.model, self.recipe, self.train_data
@@ -176,25 +165,6 @@ class Classification(Task):
 
     def score(self, log: EpochLog) -> float | None:
         return log.val_top1
-
-    def record(
-        self, history: list[EpochLog], final: Accuracy, *, best_epoch: int, processes: int
-    ) -> TrainingRecord:
-        return TrainingRecord(
-            **{name: self.identity[name] for name in recorded(self.identity, TrainingRecord)},
-            params=count_params(self.model),
-            macs=count_macs(self.model, self.img_size),
-            history=tuple(history),
-            final=final,
-            best_epoch=best_epoch,
-            seconds=sum(log.seconds for log in history),
-            command=self.command,
-            environment=self.card,
-            processes=processes,
-        )
-
-    def save(self, model: nn.Module, path: Path) -> None:
-        save_weights(model, path, class_names=self.train_data.class_names)
 
 
 def _check_fit(

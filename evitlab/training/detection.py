@@ -9,23 +9,19 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evitlab.datasets import DetectionDataset, check_boxes
-from evitlab.models.cost import count_macs, count_params
 from evitlab.models.detector import RetinaNet
 from evitlab.models.zoo import config_fields, model_name
-from evitlab.records import BoxAP, DetectionLog, DetectionRecord, environment_card
-from evitlab.training.batches import Part, check_norms, step_seed
-from evitlab.training.checkpoint import save_weights
+from evitlab.records import BoxAP, DetectionLog, DetectionRecord
+from evitlab.training.batches import Part, check_norms, step_seed, steps_of
 from evitlab.training.detecting import check_detector_classes, evaluate_detector
 from evitlab.training.distributed import Ranks
-from evitlab.training.identity import recorded
-from evitlab.training.loop import computed_in, run
+from evitlab.training.loop import run
 from evitlab.training.recipe import Recipe
 from evitlab.training.task import Task
 
@@ -120,15 +116,7 @@ class Detection(Task):
             "config": config_fields(model),
             "channel_widths": {},
         }
-        self.card = environment_card(
-            device=device,
-            precision=computed_in(device, recipe.precision),
-            layout="channels_last",
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            dataset=data.title,
-            scale=self.scale,
-        )
+        self.environment = self.card(device)
 
     def begin(self, ranks: Ranks, device: torch.device, on_phase: Callable[[str], None]) -> None:
         self.device = device
@@ -168,25 +156,6 @@ class Detection(Task):
     def score(self, log: DetectionLog) -> float | None:
         return log.val_ap
 
-    def record(
-        self, history: list[DetectionLog], final: BoxAP, *, best_epoch: int, processes: int
-    ) -> DetectionRecord:
-        return DetectionRecord(
-            **{name: self.identity[name] for name in recorded(self.identity, DetectionRecord)},
-            params=count_params(self.model),
-            macs=count_macs(self.model, self.img_size),
-            history=tuple(history),
-            final=final,
-            best_epoch=best_epoch,
-            seconds=sum(log.seconds for log in history),
-            command=self.command,
-            environment=self.card,
-            processes=processes,
-        )
-
-    def save(self, model: nn.Module, path: Path) -> None:
-        save_weights(model, path, class_names=self.train_data.class_names)
-
 
 class BoxBatches:
     """The steps of a run's epochs, in whole global batches: what is left over sits out.
@@ -217,13 +186,7 @@ class BoxBatches:
     ) -> None:
         self.data, self.recipe, self.img_size = data, recipe, img_size
         self.ranks, self.device, self.on_phase = ranks, device, on_phase
-        self.size = min(recipe.batch_size, len(data))
-        self.steps = max(1, len(data) // recipe.batch_size)
-        if self.size < recipe.accumulate * ranks.size:
-            raise ValueError(
-                f"batch_size: expected at least an image for each of {recipe.accumulate} parts "
-                f"(accumulate) in each of {ranks.size} processes, got {self.size}"
-            )
+        self.steps, self.size = steps_of(len(data), recipe, ranks)
 
     def epoch(self, epoch: int) -> Iterator[list[Part]]:
         """The parts of each step of an epoch, counted from 1, for this process."""

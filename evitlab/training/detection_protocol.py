@@ -18,10 +18,10 @@ from evitlab.models.detector import (
     DIVISOR,
     OCTAVE_SCALE,
     SCALES_PER_OCTAVE,
-    STRIDES,
     RetinaNet,
     create_detector,
 )
+from evitlab.models.pyramid import STRIDES
 from evitlab.training.recipe import Recipe
 
 

@@ -43,7 +43,7 @@ from evitlab.training.optimizer import (
     train_mode,
 )
 from evitlab.training.sync_norm import synchronized_norms
-from evitlab.training.task import Task
+from evitlab.training.task import Task, computed_in
 
 
 def run(
@@ -254,12 +254,6 @@ def _best_epoch(history: list[Any], task: Task) -> int:
     scores = [(task.score(log), -log.epoch) for log in history]
     validated = [(score, place) for score, place in scores if score is not None]
     return -max(validated)[1] if validated else history[-1].epoch
-
-
-def computed_in(device: torch.device, precision: str) -> str:
-    if precision == "auto":
-        return "bfloat16" if device.type == "cuda" else "float32"
-    return precision
 
 
 def _autocast(device: torch.device, precision: str) -> Any:
