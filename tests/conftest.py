@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # Before anything is imported that reads them.
@@ -13,12 +16,39 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from browser import NO_CHROMIUM, find_chromium
 from timm.layers import config as timm_config
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("evitlab")
+    group.addoption(
+        "--thorough", action="store_true", help="more tries and longer fuzzing than `make test`"
+    )
+    group.addoption(
+        "--tables", type=Path, metavar="FOLDER", help="write each table of the tests there as JSON"
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The tables that tests fill: `record_property("faults", {"fault": …, "tries": …, …})`."""
+    tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for report in (r for reports in terminalreporter.stats.values() for r in reports):
+        if getattr(report, "when", "") == "call":
+            for name, row in report.user_properties:
+                tables[name].append(row)
+    folder: Path | None = terminalreporter.config.getoption("--tables")
+    for name, rows in tables.items():
+        terminalreporter.section(name)
+        terminalreporter.write_line(pd.DataFrame(rows).to_string(index=False))
+        if folder is not None:
+            path = folder / f"{name.replace(' ', '_')}.json"
+            path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def pytest_report_header() -> str:
