@@ -1,184 +1,100 @@
 """Rebuild, measure and extend the findings of EfficientViT (Microsoft, CVPR 2023)."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from evitlab.analysis.ablation import ablate_heads
-from evitlab.analysis.anchors import place_anchors
-from evitlab.analysis.attribution import attribute, completeness_error
-from evitlab.analysis.attribution_picture import picture_attributions
-from evitlab.analysis.capture import capture_attention
-from evitlab.analysis.channels import channel_importance
-from evitlab.analysis.cuts import measure_cuts
-from evitlab.analysis.detector_speed import measure_detector
-from evitlab.analysis.faithfulness import deletion_insertion
-from evitlab.analysis.heads import head_similarity
-from evitlab.analysis.matching import match_throughput
-from evitlab.analysis.operators import profile_operators
-from evitlab.analysis.pruning import PruneResult, prune
-from evitlab.analysis.recovery import prune_and_recover
-from evitlab.analysis.rollout import attention_rollout
-from evitlab.analysis.roofline import measure_roofline
-from evitlab.analysis.structure import trace_block
-from evitlab.analysis.throughput import measure_throughput
-from evitlab.datasets import (
-    Dataset,
-    DetectionDataset,
-    Detections,
-    default_dataset_name,
-    default_detection_name,
-    open_dataset,
-    open_detection,
-    photograph,
-)
-from evitlab.findings import Finding, conclude
-from evitlab.models.cost import count_macs, count_params
-from evitlab.models.deploy import deploy
-from evitlab.models.detector import RetinaNet, create_detector, load_detector
-from evitlab.models.export import export_onnx
-from evitlab.models.weights import LoadReport, load_weights
-from evitlab.models.zoo import create_model, list_models, load_model
-from evitlab.records import (
-    Accuracy,
-    AttributionPicture,
-    BoxAP,
-    ChannelImportance,
-    ClassificationReport,
-    DeployRatios,
-    DetectionRecord,
-    DetectorSpeed,
-    FaithfulnessCurves,
-    HeadSimilarity,
-    OperatorProfile,
-    PruningRecord,
-    QuantizationRecord,
-    Roofline,
-    ThroughputMatch,
-    ThroughputRecord,
-    ThroughputSweep,
-    TrainingRecord,
-    environment_card,
-)
-from evitlab.studies import StudyReport, load_study, run_study, study_frame
-from evitlab.training.augment import Augment
-from evitlab.training.box_ap import box_ap
-from evitlab.training.checkpoint import save_weights
-from evitlab.training.classifier import train
-from evitlab.training.detecting import evaluate_detector, predict_boxes
-from evitlab.training.detection import train_detector
-from evitlab.training.evaluation import Predictions, evaluate, predict
-from evitlab.training.per_class import classification_report
-from evitlab.training.planned_cost import planned_cost
-from evitlab.training.protocol import compare_recipe
-from evitlab.training.recipe import RECIPES, Recipe
+from evitlab.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from evitlab import figures, paper
-    from evitlab.explorer import AttentionExplorer
-    from evitlab.report import Report, reproduce
-
-__version__ = "0.1.0"
-
-__all__ = [
-    "Accuracy",
-    "AttentionExplorer",
-    "AttributionPicture",
-    "Augment",
-    "BoxAP",
-    "ChannelImportance",
-    "ClassificationReport",
-    "Dataset",
-    "DeployRatios",
-    "DetectionDataset",
-    "DetectionRecord",
-    "Detections",
-    "DetectorSpeed",
-    "FaithfulnessCurves",
-    "Finding",
-    "HeadSimilarity",
-    "LoadReport",
-    "OperatorProfile",
-    "Predictions",
-    "PruneResult",
-    "PruningRecord",
-    "QuantizationRecord",
-    "RECIPES",
-    "Recipe",
-    "Report",
-    "RetinaNet",
-    "Roofline",
-    "StudyReport",
-    "ThroughputMatch",
-    "ThroughputRecord",
-    "ThroughputSweep",
-    "TrainingRecord",
-    "ablate_heads",
-    "attention_rollout",
-    "attribute",
-    "box_ap",
-    "capture_attention",
-    "channel_importance",
-    "classification_report",
-    "compare_recipe",
-    "completeness_error",
-    "conclude",
-    "count_macs",
-    "count_params",
-    "create_detector",
-    "create_model",
-    "default_dataset_name",
-    "default_detection_name",
-    "deletion_insertion",
-    "deploy",
-    "environment_card",
-    "evaluate",
-    "evaluate_detector",
-    "export_onnx",
-    "figures",
-    "head_similarity",
-    "list_models",
-    "load_detector",
-    "load_model",
-    "load_study",
-    "load_weights",
-    "match_throughput",
-    "measure_cuts",
-    "measure_detector",
-    "measure_roofline",
-    "measure_throughput",
-    "open_dataset",
-    "open_detection",
-    "paper",
-    "photograph",
-    "picture_attributions",
-    "place_anchors",
-    "planned_cost",
-    "predict",
-    "predict_boxes",
-    "profile_operators",
-    "prune",
-    "prune_and_recover",
-    "reproduce",
-    "run_study",
-    "save_weights",
-    "study_frame",
-    "trace_block",
-    "train",
-    "train_detector",
-]
-
-# Drawing and notebooks bring large libraries along, so they load on first use.
-_ON_FIRST_USE = {
-    "AttentionExplorer": "explorer",
-    "Report": "report",
-    "figures": "",
-    "paper": "",
-    "reproduce": "report",
+# The public names by the module that holds each. They load on first use: torch alone takes
+# seconds, and drawing and notebooks bring large libraries along. `__init__.pyi` says the same to
+# type checkers and editors.
+_NAMES = {
+    "analysis.ablation": ["ablate_heads"],
+    "analysis.anchors": ["place_anchors"],
+    "analysis.attribution": ["attribute", "completeness_error"],
+    "analysis.attribution_picture": ["picture_attributions"],
+    "analysis.capture": ["capture_attention"],
+    "analysis.channels": ["channel_importance"],
+    "analysis.cuts": ["measure_cuts"],
+    "analysis.detector_speed": ["measure_detector"],
+    "analysis.faithfulness": ["deletion_insertion"],
+    "analysis.heads": ["head_similarity"],
+    "analysis.matching": ["match_throughput"],
+    "analysis.operators": ["profile_operators"],
+    "analysis.pruning": ["PruneResult", "prune"],
+    "analysis.recovery": ["prune_and_recover"],
+    "analysis.rollout": ["attention_rollout"],
+    "analysis.roofline": ["measure_roofline"],
+    "analysis.structure": ["trace_block"],
+    "analysis.throughput": ["measure_throughput"],
+    "datasets": [
+        "Dataset",
+        "DetectionDataset",
+        "Detections",
+        "default_dataset_name",
+        "default_detection_name",
+        "open_dataset",
+        "open_detection",
+        "photograph",
+    ],
+    "explorer": ["AttentionExplorer"],
+    "findings": ["Finding", "conclude"],
+    "models.cost": ["count_macs", "count_params"],
+    "models.deploy": ["deploy"],
+    "models.detector": ["RetinaNet", "create_detector", "load_detector"],
+    "models.export": ["export_onnx"],
+    "models.weights": ["LoadReport", "load_weights"],
+    "models.zoo": ["create_model", "list_models", "load_model"],
+    "records": [
+        "Accuracy",
+        "AttributionPicture",
+        "BoxAP",
+        "ChannelImportance",
+        "ClassificationReport",
+        "DeployRatios",
+        "DetectionRecord",
+        "DetectorSpeed",
+        "FaithfulnessCurves",
+        "HeadSimilarity",
+        "OperatorProfile",
+        "PruningRecord",
+        "QuantizationRecord",
+        "Roofline",
+        "ThroughputMatch",
+        "ThroughputRecord",
+        "ThroughputSweep",
+        "TrainingRecord",
+        "environment_card",
+    ],
+    "report": ["Report", "reproduce"],
+    "studies": ["StudyReport", "load_study", "run_study", "study_frame"],
+    "training.augment": ["Augment"],
+    "training.box_ap": ["box_ap"],
+    "training.checkpoint": ["save_weights"],
+    "training.classifier": ["train"],
+    "training.detecting": ["evaluate_detector", "predict_boxes"],
+    "training.detection": ["train_detector"],
+    "training.evaluation": ["Predictions", "evaluate", "predict"],
+    "training.per_class": ["classification_report"],
+    "training.planned_cost": ["planned_cost"],
+    "training.protocol": ["compare_recipe"],
+    "training.recipe": ["RECIPES", "Recipe"],
 }
+_MODULES = ["figures", "paper"]  # public as a whole
+
+_WHERE = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted([*_WHERE, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ON_FIRST_USE:
+    if name in _MODULES:
+        return import_module(f"evitlab.{name}")
+    if name not in _WHERE:
         raise AttributeError(f"module 'evitlab' has no attribute {name!r}")
-    module = import_module(f"evitlab.{_ON_FIRST_USE[name] or name}")
-    return getattr(module, name) if _ON_FIRST_USE[name] else module
+    found = getattr(import_module(f"evitlab.{_WHERE[name]}"), name)
+    globals()[name] = found  # from now on without this detour
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})  # completion offers what has not been used yet

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 import warnings
 from collections.abc import Callable
@@ -75,10 +77,18 @@ def line_of(lines: list[str], label: str) -> str:
 def test_the_version_is_the_same_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert version.__version__ == evitlab.__version__ == project["version"]
-    with pytest.raises(SystemExit) as done:
-        cli.main(["--version"])
-    assert done.value.code == 0
+    assert cli.main(["--version"]) == 0
     assert capsys.readouterr() == (f"evitlab {project['version']}\n", "")
+
+
+def test_the_version_is_said_before_torch_loads() -> None:
+    script = "import sys; from evitlab.cli import main; main(['--version']); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    said, loaded = done.stdout.splitlines()
+    assert said == f"evitlab {evitlab.__version__}"
+    assert not {"torch", "timm", "pandas", "evitlab.records"} & set(loaded.split())
 
 
 def test_all_is_well_here(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from small_runs import one_line
 from timed_records import CARD, ROOFLINE
 
 from evitlab import figures, paper, planned_cost, study_frame
-from evitlab.cli import GROUPS
+from evitlab.cli.commands import GROUPS
 from evitlab.cli.parser import parser_with_commands
 from evitlab.records import (
     AblationRun,

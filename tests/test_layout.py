@@ -135,6 +135,28 @@ def test_public_api_is_alphabetical_and_there() -> None:
         assert getattr(evitlab, name) is not None
 
 
+def test_names_load_on_first_use() -> None:
+    """From where the type checker sees them come from; completion offers them before that."""
+    stub = Path(evitlab.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    seen = {
+        alias.name: f"{node.module}.{alias.name}"
+        for node in ast.parse(stub).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    del seen["__version__"]
+    where = {name: f"evitlab.{module}.{name}" for name, module in vars(evitlab)["_WHERE"].items()}
+    assert seen == where | {name: f"evitlab.{name}" for name in vars(evitlab)["_MODULES"]}
+    script = "import sys, evitlab; print(*sys.modules); print(*dir(evitlab))"
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        check=True, capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    loaded, offered = map(str.split, result.stdout.splitlines())
+    assert not {"torch", "timm", "pandas"} & set(loaded)
+    assert set(evitlab.__all__) <= set(offered)
+
+
 def code_of(notebook: Path) -> list[str]:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]

@@ -2,45 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from evitlab.cli import (
-    bench,
-    detect,
-    doctor,
-    evaluate,
-    explore,
-    export,
-    heads,
-    models,
-    profile,
-    prune,
-    recipes,
-    reproduce,
-    study,
-    train,
-)
-from evitlab.cli.parser import parser_with_commands
-from evitlab.training.failures import LostProcess, is_out_of_memory
-from evitlab.training.launch import (
-    Terminated,
-    deaf_to_sigterm,
-    first_to_speak,
-    launcher,
-    one_voice,
-)
 from evitlab.version import __version__
-
-GROUPS = [
-    train.add, evaluate.add, export.add, models.add, recipes.add, profile.add, heads.add,
-    explore.add, prune.add, bench.add, study.add, detect.add, reproduce.add,
-    doctor.add,
-]  # fmt: skip
-_CAUSE_SPEAKS_S = 2.0  # a process that failed says why well within this, also on a busy machine
-USER_MISTAKES = (ValueError, OSError, ArithmeticError)  # one line and exit code 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,40 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Of the processes that torchrun started, number 0 prints, and the first that fails says why.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = parser_with_commands(GROUPS)
-    parser.add_argument("--version", action="version", version=f"evitlab {__version__}")
-    args = parser.parse_args(argv)
-    args.command_line = shlex.join([*launcher(), "evitlab", *_without_machine_paths(argv)])
-    try:
-        with one_voice():
-            return args.run(args) or 0
-    except KeyboardInterrupt:
-        _say("interrupted; the same command continues where it can")
-        return 130
-    except (LostProcess, Terminated) as error:
-        if args.debug:
-            raise
-        _say(f"evitlab: stopped: {error or 'another process of this run is gone'}", _CAUSE_SPEAKS_S)
-        return 1
-    except (*USER_MISTAKES, RuntimeError, MemoryError) as error:
-        if args.debug or not (isinstance(error, USER_MISTAKES) or is_out_of_memory(error)):
-            raise
-        _say(f"evitlab: error: {error or type(error).__name__}")
-        return 2
+    if argv == ["--version"]:  # before torch loads, which takes seconds
+        print(f"evitlab {__version__}")
+        return 0
+    from evitlab.cli.commands import run
 
-
-def _say(message: str, after_s: float = 0.0) -> None:
-    """On one line, also where a library's message has several, and once for all processes."""
-    deaf_to_sigterm()
-    if first_to_speak(after_s=after_s):
-        print(" ".join(message.split()), file=sys.stderr)
-
-
-def _without_machine_paths(argv: list[str]) -> list[str]:
-    """Paths cut to their last part: a record names no folder of one machine."""
-
-    def cut(word: str) -> str:
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else word
-
-    return [cut(word) for word in argv]
+    return run(argv)
