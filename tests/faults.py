@@ -1,0 +1,232 @@
+"""The real command line in processes of their own, which a test may kill, starve or signal.
+
+A process that imports evitlab takes seconds to start. So one server imports it once, runs nothing,
+and forks a child for each command: what Python calls "forkserver". A child is a process like any
+other, with its own memory, signals and end.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from evitlab.training.checkpoint import load_checkpoint
+
+Fault = Callable[[], object]
+
+_TESTS = str(Path(__file__).parent)
+# What commands load on first use, so that no child loads it again.
+_PRELOADED = [
+    "pytest", "faults", "evitlab.cli.commands", "evitlab.analysis.recovery", "evitlab.figures",
+    "evitlab.models.detector", "evitlab.report", "evitlab.runner", "evitlab.studies.worker",
+    "evitlab.training.classifier", "evitlab.training.detection", "evitlab.training.per_class",
+    "torch._dynamo", "torch.utils.data",
+]  # fmt: skip
+LIMIT_S = 180  # of any command here, on a machine with other work: beyond it, it hangs
+# What differs between two runs that are equal: when and where they were made, and how fast.
+_TIMES = {"date", "seconds", "img_per_s", "git_commit", "command"}
+
+
+@cache
+def _server() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        paths = [_TESTS, str(Path(_TESTS).parent), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        patch.setenv("OMP_NUM_THREADS", "1")  # a thread of a pool would not survive the fork
+        forkserver.ensure_running()
+    return context
+
+
+class Command:
+    """`evitlab …` in a process of its own; `faults` are called in it before the command begins."""
+
+    def __init__(self, argv: Sequence[str], log: Path, *faults: Fault) -> None:
+        self.log = log
+        self.process: ForkServerProcess = _server().Process(
+            target=_carry_out, args=(list(argv), log, faults)
+        )
+        self.process.start()
+        self.began = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def send(self, sent: signal.Signals) -> None:
+        os.kill(self.pid, sent)
+
+    def wait(self) -> int:
+        """The exit code, or less than zero: the signal that ended it."""
+        self.process.join(LIMIT_S)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"still running after {LIMIT_S} s: {self.output()[-2000:]}")
+        return self.process.exitcode
+
+    def output(self) -> str:
+        """All that it said, on both streams."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def last_line(self) -> str:
+        return self.output().strip().splitlines()[-1]
+
+
+def _carry_out(argv: list[str], log: Path, faults: Sequence[Fault]) -> None:
+    from evitlab.cli import main
+
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    for fault in faults:
+        fault()
+    sys.exit(main(argv))
+
+
+def run(argv: Sequence[str], log: Path, *faults: Fault) -> tuple[int, str]:
+    """(exit code, output) of a command."""
+    command = Command(argv, log, *faults)
+    return command.wait(), command.output()
+
+
+def tries(config: pytest.Config, *, quick: int, thorough: int) -> int:
+    return thorough if config.getoption("--thorough") else quick
+
+
+def note(
+    record_property: Callable[[str, object], None],
+    fault: str,
+    command: str,
+    *,
+    lost: str,
+    equal: Sequence[bool],
+    tries: int | None = None,
+) -> None:
+    """A row of the table of faults, once all that it says has been seen.
+
+    Args:
+        lost: the most work that a try cost.
+        equal: of each run that went on afterwards, whether it came to what an undisturbed one does.
+        tries: how often the fault was made; None: once for each of `equal`.
+    """
+    assert equal and all(equal), f"{fault}: {sum(equal)} of {len(equal)} came to the same"
+    row = {
+        "fault": fault, "command": command, "tries": tries or len(equal), "lost work": lost,
+        "corrupt files": 0, "resumed equal": f"{sum(equal)} of {len(equal)}",
+    }  # fmt: skip
+    record_property("faults", row)
+
+
+def validated(output: str) -> list[int]:
+    """Epochs that a command says it has trained and measured, in order."""
+    return [int(epoch) for epoch in re.findall(r"^epoch (\d+): loss", output, re.MULTILINE)]
+
+
+def killed(argv: Sequence[str], log: Path, after_s: float, *faults: Fault) -> int:
+    """Start a command and `kill -9` it after so many seconds; its exit code, -9 where it lived."""
+    command = Command(argv, log, *faults)
+    command.process.join(after_s)
+    command.process.kill()
+    return command.wait()
+
+
+def die_at(number: int, call: str = "replace", *, moment: str = "before") -> Fault:
+    """`kill -9` from within, just before or after the n-th `os.<call>` from now, from 1."""
+    return partial(_die_at, number, call, moment)
+
+
+def _die_at(number: int, call: str, moment: str) -> None:
+    whole, calls = getattr(os, call), 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = whole(*args, **options)
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(os, call, counted)
+
+
+def unreadable(folder: Path) -> list[str]:
+    """Files below a folder that no reader takes, and files of no known kind: must be none."""
+    broken = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not is_litter(path):
+            try:
+                _READERS[path.suffix](path)
+            except Exception as error:  # whatever a reader says of a broken file
+                broken.append(f"{path.relative_to(folder)}: {type(error).__name__}: {error}")
+    return broken
+
+
+def is_litter(path: Path) -> bool:
+    """Half a file that a killed process left under a name that nobody takes for a result."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def litter(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if is_litter(path)]
+
+
+def _read_picture(path: Path) -> None:
+    with Image.open(path) as picture:
+        picture.load()
+
+
+_READERS: dict[str, Callable[[Path], object]] = {
+    ".safetensors": load_file,
+    ".pt": load_checkpoint,
+    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+    ".ipynb": lambda path: json.loads(path.read_text(encoding="utf-8")),
+    ".png": _read_picture,
+    ".svg": ElementTree.parse,
+    ".csv": pd.read_csv,
+    ".txt": lambda path: path.read_text(encoding="utf-8"),
+}
+
+
+def epochs_done(out: Path) -> int:
+    """Epochs that the last checkpoint of a run holds."""
+    last = out / "checkpoints" / "last.pt"
+    return len(load_checkpoint(last)["history"]) if last.exists() else 0
+
+
+def read_untimed(file: Path) -> Any:
+    """A record as plain values, without what tells two equal runs apart."""
+    return untimed(json.loads(file.read_text(encoding="utf-8")))
+
+
+def untimed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: untimed(v) for name, v in value.items() if name not in _TIMES}
+    return [untimed(item) for item in value] if isinstance(value, list) else value
+
+
+def equal_runs(one: Path, other: Path) -> bool:
+    """Whether two training runs came to the same weights, bit for bit, and the same history."""
+    weights = ("model.safetensors", "checkpoints/best.safetensors")
+    same = [(one / name).read_bytes() == (other / name).read_bytes() for name in weights]
+    return all(same) and read_untimed(one / "record.json") == read_untimed(other / "record.json")
