@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 from timm.layers import BatchNormAct2d
-from timm.models import reparameterize_model
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._pytree import tree_leaves
