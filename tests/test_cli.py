@@ -85,6 +85,18 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_reader_that_has_enough_is_no_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`evitlab models | head -1`, where head has ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(["models", "efficientvit_m0"]) == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_train_leaves_weights_record_checkpoints_and_curves(run: Path, folder: Path) -> None:
     names = {str(path.relative_to(run).as_posix()) for path in run.rglob("*") if path.is_file()}
     curves = {f"training_curves.{suffix}" for suffix in ("png", "svg", "csv")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -50,10 +51,15 @@ def run(argv: list[str]) -> int:
     args.command_line = shlex.join([*launcher(), "evitlab", *_without_machine_paths(argv)])
     try:
         with one_voice():
-            return args.run(args) or 0
+            code = args.run(args) or 0
+            sys.stdout.flush()  # here, where what goes wrong is told
+            return code
     except KeyboardInterrupt:
         _say("interrupted; the same command continues where it can")
         return 130
+    except BrokenPipeError:  # `evitlab models | head`: who reads has enough, which is no mistake
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
+        return 1
     except (LostProcess, Terminated) as error:
         if args.debug:
             raise
