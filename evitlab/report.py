@@ -22,6 +22,7 @@ from evitlab.datasets import default_dataset_name, open_dataset
 from evitlab.findings import Finding, Findings, conclude, finding_rows, format_table
 from evitlab.records import Environment, Record, environment_card
 from evitlab.resources import checkout_dir, notebooks_dir
+from evitlab.training.folder_lock import held
 
 __all__ = ["Finding", "Findings", "NotebookRun", "Report", "conclude", "reproduce"]
 
@@ -117,6 +118,7 @@ def reproduce(
 
     Raises:
         ValueError: unknown scale or notebook, or there is no checkout to save notebooks to.
+        FolderInUse: another process writes into `out_dir`.
         OSError: `out_dir` cannot be written.
     """
     if scale not in REPRODUCE_SCALES:
@@ -129,11 +131,16 @@ def reproduce(
     if save_notebooks and notebooks is None and checkout_dir() is None:
         raise ValueError("save_notebooks: expected a checkout of evitlab, got an installed package")
     out = _writable(Path(out_dir).absolute())
+    with held(out, command=f"evitlab reproduce --scale {scale}"):
+        return _reproduce(paths, scale=scale, out=out, save=save_notebooks)
+
+
+def _reproduce(paths: list[Path], *, scale: str, out: Path, save: bool) -> Report:
     name = default_dataset_name()
     dataset = open_dataset(name, "test", limit=1).title  # fetched here, where it has to be
     why = " (the embedded default: no CIFAR-10 at hand)" if name == "embedded" else ""
     print(f"{_count(len(paths), 'notebook')}, {scale} scale, {dataset}{why}", flush=True)
-    runs = _run_all(paths, scale=scale, out=out, save=save_notebooks)
+    runs = _run_all(paths, scale=scale, out=out, save=save)
     report = Report(
         scale=scale,
         dataset=dataset,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
@@ -56,16 +57,32 @@ def _server() -> Any:
     return context
 
 
+def process(target: Callable[..., object], *args: Any) -> ForkServerProcess:
+    """A function in a process of its own, begun."""
+    begun: ForkServerProcess = _server().Process(target=target, args=args)
+    begun.start()
+    return begun
+
+
+def wait_for(path: Path, process: ForkServerProcess) -> None:
+    """Until a file is there."""
+    limit = time.monotonic() + LIMIT_S
+    while not path.exists():
+        assert process.is_alive() and time.monotonic() < limit, f"no {path.name} came"
+        time.sleep(0.005)
+
+
+def children(process: ForkServerProcess) -> list[psutil.Process]:
+    """The living descendants of a process."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
 class Command:
     """`evitlab …` in a process of its own; `faults` are called in it before the command begins."""
 
     def __init__(self, argv: Sequence[str], log: Path, *faults: Fault) -> None:
         self.log = log
-        self.process: ForkServerProcess = _server().Process(
-            target=_carry_out, args=(list(argv), log, faults)
-        )
-        self.process.start()
-        self.began = time.monotonic()
+        self.process = process(_carry_out, list(argv), log, faults)
 
     @property
     def pid(self) -> int:

@@ -78,7 +78,8 @@ def test_kill_9_at_random(
 ) -> None:
     whole, seconds = reference
     tries = faults.tries(pytestconfig, quick=4, thorough=20)
-    moments, kills, equal = random.Random(8), 0, []
+    moments, kills = random.Random(8), 0
+    equal: list[bool] = []
     while kills < tries:
         run = Kills(command, tmp_path / str(len(equal)), whole)
         while kills + run.killed < tries and not run.go(moments.uniform(0, seconds)):

@@ -53,6 +53,13 @@ def add(command: AddCommand) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
+    from evitlab.training.folder_lock import held
+
+    with held(args.out, command=args.command_line):
+        _predict_there(args)
+
+
+def _predict_there(args: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
 
     from evitlab.analysis.conditions import cpu_threads

@@ -59,6 +59,13 @@ def add(command: AddCommand) -> None:
 
 
 def _prune(args: argparse.Namespace) -> None:
+    from evitlab.training.folder_lock import held
+
+    with held(args.out, command=args.command_line):
+        _prune_there(args)
+
+
+def _prune_there(args: argparse.Namespace) -> None:
     from evitlab.analysis.conditions import cpu_threads
     from evitlab.analysis.pruning import own_img_size
     from evitlab.analysis.recovery import prune_and_recover

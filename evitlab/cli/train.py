@@ -84,6 +84,13 @@ def add(command: AddCommand) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from evitlab.training.folder_lock import held
+
+    with held(args.out, command=args.command_line):
+        _train_there(args)
+
+
+def _train_there(args: argparse.Namespace) -> None:
     import torch
 
     from evitlab.analysis.conditions import cpu_threads

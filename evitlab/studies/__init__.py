@@ -69,6 +69,7 @@ def run_study(
 
     Raises:
         ValueError: unknown study, scale or device, no run that matches, or a number out of range.
+        FolderInUse: another process carries out the study there.
         OSError: a folder cannot be written.
 
     Paper: Figs. 1, 3 to 5 and 7, Tables 4 and 6.

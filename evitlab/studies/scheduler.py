@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from evitlab.records import Record
 from evitlab.studies.base import Conditions, Run, Study
 from evitlab.training.evaluation import checked_device
+from evitlab.training.folder_lock import held
 
 _WORKER = (sys.executable, "-m", "evitlab.studies.worker")
 _POLL_SECONDS = 0.5
@@ -61,6 +62,11 @@ class _Child:
             shares = re.findall(rb"(\d+)%\|", file.read())
         return int(shares[-1]) / 100 if shares else 0.0
 
+    def close(self) -> None:
+        self.output.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
     def last_line(self) -> str:
         lines = re.split(r"[\r\n]", self.log.read_text(encoding="utf-8", errors="replace"))
         return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
@@ -78,7 +84,8 @@ def carry_out(
 ) -> StudyReport:
     """Run what is missing; the arguments are those of `run_study`, paths resolved.
 
-    Raises ValueError where a number is out of its range or no run matches.
+    Raises ValueError where a number is out of its range or no run matches, and FolderInUse where
+    another process carries out the same study there.
     """
     for name, value in (
         ("jobs", jobs), ("threads", conditions.threads), ("time_limit", time_limit)
@@ -113,15 +120,21 @@ def carry_out(
         output = open(folder / "log.txt", "wb")  # noqa: SIM115 - closed with its child
         process = subprocess.Popen(
             [*_WORKER, json.dumps(request)],
+            stdin=subprocess.PIPE,  # where nothing is written: it ends with this process
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": str(conditions.threads)},
         )
         live.append(_Child(run, process, folder / "log.txt", output))
 
-    with _terminated_as_interrupted(), tqdm(
-        total=len(chosen), desc=study.name, bar_format=_BAR, initial=len(chosen) - len(waiting)
-    ) as bar:  # fmt: skip
+    with (
+        held(out_dir, command=conditions.command),
+        held(records_dir, command=conditions.command),
+        _terminated_as_interrupted(),
+        tqdm(
+            total=len(chosen), desc=study.name, bar_format=_BAR, initial=len(chosen) - len(waiting)
+        ) as bar,
+    ):  # fmt: skip
         try:
             while (waiting or live) and time.monotonic() < deadline:
                 while len(live) < jobs and (run := _next(waiting, live, records, failed)):
@@ -132,7 +145,7 @@ def carry_out(
                 time.sleep(_POLL_SECONDS)
                 for child in [child for child in live if child.process.poll() is not None]:
                     live.remove(child)
-                    child.output.close()
+                    child.close()
                     found = finished_records(study, records_dir, (child.run.name,))
                     records |= found
                     if found:
@@ -198,4 +211,4 @@ def _stop(children: Sequence[_Child]) -> None:
         except subprocess.TimeoutExpired:
             child.process.kill()
             child.process.wait()
-        child.output.close()
+        child.close()

@@ -30,6 +30,7 @@ from evitlab.training.checkpoint import save_checkpoint
 from evitlab.training.distributed import Ranks, gradients_stay, joined, own_device
 from evitlab.training.evaluation import checked_device
 from evitlab.training.failures import NonFiniteLoss, explained, last_good
+from evitlab.training.folder_lock import held
 from evitlab.training.heap import freed_memory_kept
 from evitlab.training.identity import begin_run, earlier_run
 from evitlab.training.launch import restarted
@@ -76,6 +77,7 @@ def run(
         NonFiniteLoss: the loss is NaN or infinite.
         OutOfMemory: memory ran out; says what to lower.
         LostProcess: another process of the run is gone; says how to go on.
+        FolderInUse: another process writes into `out_dir`.
         OSError: `out_dir` cannot be written.
     """
     out, recipe = Path(out_dir), task.recipe
@@ -85,34 +87,52 @@ def run(
     with joined(device) as ranks, explained(recipe, task.img_size, last):
         check_trained(model, recipe)
         task.check(ranks, device)
-        model.to(device)
-        state: Any = None
-        if resume or restarted():
-            found = ranks.from_main(
-                lambda: earlier_run(model, task.identity, out, task.record_type)
+        with held(out):
+            return _run_alone(
+                task, model, out=out, ranks=ranks, resume=resume, device=device, on_phase=on_phase
             )
-            if isinstance(found, task.record_type):
-                ranks.share_state(model)
-                return found
-            state = found
-        task.begin(ranks, device, on_phase or _unwatched)
-        ranks.from_main(lambda: begin_run(task.identity, out, resume=resume or restarted()))
-        with frozen(model, recipe.freeze):
-            history, final = _run_epochs(
-                model,
-                task,
-                state=state,
-                out=out,
-                ranks=ranks,
-                device=device,
-                on_phase=on_phase or _unwatched,
-            )
-        best = _best_epoch(history, task)
-        record = task.record(history, final, best_epoch=best, processes=ranks.size)
-        if ranks.main:
-            task.save(model, out / "model.safetensors")
-            record.save(out / "record.json")
-        return record
+
+
+def _run_alone(
+    task: Task,
+    model: nn.Module,
+    *,
+    out: Path,
+    ranks: Ranks,
+    resume: bool,
+    device: torch.device,
+    on_phase: Callable[[str], None] | None,
+) -> Any:
+    """The run, in a folder that no other one writes into."""
+    recipe = task.recipe
+    state: Any = None
+    model.to(device)
+    if resume or restarted():
+        found = ranks.from_main(
+            lambda: earlier_run(model, task.identity, out, task.record_type)
+        )
+        if isinstance(found, task.record_type):
+            ranks.share_state(model)
+            return found
+        state = found
+    task.begin(ranks, device, on_phase or _unwatched)
+    ranks.from_main(lambda: begin_run(task.identity, out, resume=resume or restarted()))
+    with frozen(model, recipe.freeze):
+        history, final = _run_epochs(
+            model,
+            task,
+            state=state,
+            out=out,
+            ranks=ranks,
+            device=device,
+            on_phase=on_phase or _unwatched,
+        )
+    best = _best_epoch(history, task)
+    record = task.record(history, final, best_epoch=best, processes=ranks.size)
+    if ranks.main:
+        task.save(model, out / "model.safetensors")
+        record.save(out / "record.json")
+    return record
 
 
 def _run_epochs(
