@@ -14,7 +14,7 @@ STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup reproduce test lint notebooks figures lab lock
+.PHONY: help setup reproduce test faults hostile lint notebooks figures lab lock
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -26,8 +26,15 @@ setup: $(STAMP)  ## create .venv with the packages of requirements.lock
 reproduce: $(STAMP)  ## the main job: run the notebooks, draw the figures, compare with the paper
 	@$(PY) -m evitlab reproduce --scale $(SCALE) --out $(OUT)
 
-test: $(STAMP)  ## run the tests; needs no network (make test ARGS="-k report")
-	@$(PY) -m pytest $(ARGS)
+test: $(STAMP)  ## run the tests on all cores; needs no network (make test ARGS="-k report")
+	@$(PY) -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(ARGS)
+
+faults: $(STAMP)  ## kill, starve and fill up running commands at length; prints the table
+	@$(PY) -m pytest --thorough --tables data/results tests/test_faults_*.py $(ARGS)
+
+hostile: $(STAMP)  ## feed the readers what they must refuse, at length; prints the table
+	@$(PY) -m pytest --thorough --tables data/results \
+	  tests/test_hostile_*.py tests/test_laws_*.py tests/test_fuzz_*.py $(ARGS)
 
 lint: $(STAMP)  ## ruff over code and notebooks, then mypy
 	@$(PY) -m ruff check .
