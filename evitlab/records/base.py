@@ -15,12 +15,15 @@ from evitlab.records.environment import Environment
 from evitlab.schema import decode, encode
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> Path:
+def write_atomically(
+    path: str | os.PathLike[str], data: bytes | str, *, keep: Path | None = None
+) -> Path:
     """Write a file so that a reader, or a killed run, sees the old content or the new, never half.
 
     Args:
         path: target; missing parent folders are made.
         data: text is written as UTF-8 with the line endings it has.
+        keep: where the old content goes, if any; between the two renames it is only there.
 
     Raises:
         OSError: the folder cannot be made or written (with the errno's own subclass, such as
@@ -35,6 +38,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> Path:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, f"cannot write here ({error.strerror})", str(path)) from error

@@ -67,6 +67,15 @@ class _Child:
         if self.process.stdin is not None:
             self.process.stdin.close()
 
+    def how_it_failed(self) -> str:
+        """Its last line; of one that was killed, which says nothing of it, also by what."""
+        code = self.process.returncode
+        if code is None or code >= 0:
+            return self.last_line()
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        memory = ", as the system does where memory runs out" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{memory}; its last line: {self.last_line()}"
+
     def last_line(self) -> str:
         lines = re.split(r"[\r\n]", self.log.read_text(encoding="utf-8", errors="replace"))
         return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
@@ -151,8 +160,8 @@ def carry_out(
                     if found:
                         bar.write(f"{child.run.name}: {child.last_line()}")
                     else:
-                        failed[child.run.name] = child.last_line()
-                        bar.write(f"{child.run.name}: FAILED: {child.last_line()}")
+                        failed[child.run.name] = child.how_it_failed()
+                        bar.write(f"{child.run.name}: FAILED: {child.how_it_failed()}")
                 done = sum(run.name in records or run.name in failed for run in chosen)
                 bar.n = done + sum(child.progress() for child in live)
                 bar.set_postfix_str(", ".join(child.run.name for child in live), refresh=True)

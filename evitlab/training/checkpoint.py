@@ -3,12 +3,14 @@
 import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save as serialize
 from torch import nn
+from tqdm.auto import tqdm
 
 from evitlab.models.weights import read_file
 from evitlab.models.zoo import config_fields
@@ -18,13 +20,41 @@ FORMAT = 1
 
 
 def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write tensors and plain values with `torch.save`, atomically.
+    """Write tensors and plain values with `torch.save`, atomically; the last one before is kept.
 
     Raises OSError where the folder cannot be written.
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
-    return write_atomically(path, buffer.getvalue())
+    before = one_before(Path(path))
+    if Path(path).exists():  # there is never a third one on the disk
+        before.unlink(missing_ok=True)
+    return write_atomically(path, buffer.getvalue(), keep=before)
+
+
+def one_before(path: Path) -> Path:
+    """Where the checkpoint goes that a new one takes the place of."""
+    return path.with_name("previous.pt")
+
+
+def newest_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The last checkpoint; where it is damaged or gone, the one before, which takes its place.
+
+    Raises ValueError where one is damaged and there is none before it.
+    """
+    before = one_before(path)
+    try:
+        if path.exists():
+            return load_checkpoint(path)
+    except ValueError as error:
+        if not before.exists():
+            raise
+        tqdm.write(f"{error}; going on from the checkpoint before it", file=sys.stderr)
+    if not before.exists():
+        return None
+    state = load_checkpoint(before)
+    os.replace(before, path)
+    return state
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from evitlab.training.recipe import Recipe
 
 # torch raises its own type on a GPU, and a plain RuntimeError on a CPU.
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Unable to allocate", re.I)
+_READER = re.compile(r"DataLoader worker", re.I)  # how torch begins where one of them has ended
 # What gloo, NCCL and the store say when the other end is gone or silent.
 _LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|socket", re.I
@@ -48,7 +49,8 @@ def explained(recipe: Recipe, img_size: tuple[int, int], last: Path) -> Iterator
 
     Raises:
         OutOfMemory: memory ran out in the block.
-        LostProcess: another process of the run is gone, or SIGTERM arrived.
+        LostProcess: another process of the run is gone, one of those that read images included,
+            or SIGTERM arrived.
     """
     try:
         yield
@@ -61,6 +63,11 @@ def explained(recipe: Recipe, img_size: tuple[int, int], last: Path) -> Iterator
                 f"out of memory ({reason}): lower batch_size (--batch-size, now "
                 f"{recipe.batch_size}) or img_size (--img-size, now {img_size[0]}x{img_size[1]}), "
                 f"or raise accumulate (--accumulate, now {recipe.accumulate}); {last_good(last)}"
+            ) from error
+        if _READER.search(str(error)):
+            raise LostProcess(
+                "a process that reads the images is gone (killed, perhaps as memory ran out, or "
+                f"crashed); {last_good(last)}, and the same command continues"
             ) from error
         if isinstance(error, Terminated) or (world_size() > 1 and _LOST.search(str(error))):
             raise LostProcess(

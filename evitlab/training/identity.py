@@ -13,7 +13,7 @@ from evitlab.datasets import AnyDataset
 from evitlab.models.weights import find_checkpoint, load_weights, read_card
 from evitlab.models.zoo import config_fields
 from evitlab.records import Record, write_atomically
-from evitlab.training.checkpoint import load_checkpoint
+from evitlab.training.checkpoint import newest_checkpoint, one_before
 from evitlab.training.distillation import teacher_identity
 from evitlab.training.recipe import Recipe
 
@@ -89,9 +89,9 @@ def earlier_run(
     if (out / "record.json").exists() and (out / "model.safetensors").exists():
         return finished_run(model, identity, out, record_type)
     last = out / "checkpoints" / "last.pt"
-    if not last.exists():
+    state = newest_checkpoint(last)
+    if state is None:
         return None
-    state = load_checkpoint(last)
     check_same_run(state["identity"], identity, out)
     return state
 
@@ -159,3 +159,4 @@ def remove_earlier_run(out: Path) -> None:
     results = ("record.json", "results.json", "model.safetensors", "model_ema.safetensors")
     for name in (*results, *checkpoints):
         (out / name).unlink(missing_ok=True)
+    one_before(out / "checkpoints" / "last.pt").unlink(missing_ok=True)
