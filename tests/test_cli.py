@@ -100,7 +100,7 @@ def test_a_reader_that_has_enough_is_no_mistake(
 def test_train_leaves_weights_record_checkpoints_and_curves(run: Path, folder: Path) -> None:
     names = {str(path.relative_to(run).as_posix()) for path in run.rglob("*") if path.is_file()}
     curves = {f"training_curves.{suffix}" for suffix in ("png", "svg", "csv")}
-    checkpoints = {"checkpoints/last.pt", "checkpoints/best.safetensors"}
+    checkpoints = {f"checkpoints/{name}" for name in ("last.pt", "previous.pt", "best.safetensors")}
     asked = {"model.safetensors", "record.json", "recipe.json", "copy.json"}
     results = {"results.json", "results.png", "results.svg"}
     assert names == asked | curves | results | checkpoints

@@ -159,7 +159,8 @@ def test_the_record_says_all_about_the_run(
     assert record.recipe["lr"] == 1e-3 and record.environment.scale == "smoke"
     assert list(record.to_frame()["val_ap"].notna()) == [False, True, True]
     assert {file.name for file in out.rglob("*") if file.is_file()} == {
-        "model.safetensors", "record.json", "recipe.json", "last.pt", "best.safetensors"
+        "model.safetensors", "record.json", "recipe.json", "last.pt", "previous.pt",
+        "best.safetensors",
     }  # fmt: skip
 
 
