@@ -97,6 +97,14 @@ def attribute(
     to the score: much of it passes the heads by, and through several blocks one after the other.
     EfficientViT's last map has 4 x 4 positions at 224 pixels, and each has seen the whole image:
     Grad-CAM may light up beside the object there; an earlier `layer` is finer.
+
+    Example:
+        >>> model = evitlab.create_model("efficientvit_m0_p4", img_size=32, num_classes=10).eval()
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> evitlab.attribute(model, images, method="grad_cam").shape  # a value for each pixel
+        torch.Size([2, 32, 32])
+        >>> evitlab.attribute(model, images, method="head_ablation").shape  # image, block, head
+        torch.Size([2, 6, 4])
     """
     check_choice("method", method, METHODS)
     _check_options(method, steps, tolerance, patch, layer)

@@ -141,6 +141,13 @@ def capture_attention(
         RuntimeError: a known attention module ran without softmax(Q K) V.
 
     Pitfall: attention that pools all tokens into one at the end of some ViTs is not a block.
+
+    Example:
+        >>> model = evitlab.create_model("efficientvit_m0_p4", img_size=32, num_classes=10).eval()
+        >>> with torch.no_grad(), evitlab.capture_attention(model) as blocks:
+        ...     logits = model(torch.rand(2, 3, 32, 32))
+        >>> blocks[0].name, blocks[0].maps.shape  # 2 images, 4 heads, 8 x 8 tokens
+        ('stages.0.blocks.0.mixer.m.attn', torch.Size([2, 4, 64, 64]))
     """
     attentions = attention_modules(model)
     recorder = _Recorder(model, attentions, each, edit)

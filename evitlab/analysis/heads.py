@@ -62,6 +62,12 @@ def head_similarity(
     within each block". What was flattened, and which images, is not said there.
     Pitfall: see `HeadSimilarity`. Where images do not fill their windows, padded queries' rows
     count too.
+
+    Example:
+        >>> model = evitlab.create_model("efficientvit_m0_p4", img_size=32, num_classes=10).eval()
+        >>> found = evitlab.head_similarity(model, torch.rand(4, 3, 32, 32))
+        >>> len(found.to_frame())  # a row for each head: 6 blocks with 4 heads each
+        24
     """
     if per not in ("map", "query"):
         raise ValueError(f"per: expected 'map' or 'query', got {per!r}")

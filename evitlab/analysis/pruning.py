@@ -103,6 +103,13 @@ def prune(
 
     Paper: Section 2.3.
     Pitfall: a model right after pruning can be at chance: train it before judging (`train`).
+
+    Example:
+        >>> model = evitlab.create_model("efficientvit_m0_p4", img_size=32, num_classes=10).eval()
+        >>> batches = [(torch.rand(8, 3, 32, 32), torch.arange(8))]
+        >>> smaller = evitlab.prune(model, batches, macs=0.7, steps=1).model
+        >>> evitlab.count_macs(smaller) <= 0.7 * evitlab.count_macs(model)
+        True
     """
     budgets = {"macs": macs, "keep": keep, "throughput": throughput}
     given: Any = {name: value for name, value in budgets.items() if value is not None}

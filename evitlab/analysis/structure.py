@@ -38,6 +38,14 @@ def trace_block(
         ValueError: not an EfficientViT, or no such block.
 
     Paper: Fig. 6.
+
+    Example:
+        >>> trace = evitlab.trace_block(evitlab.create_model("efficientvit_m0"))
+        >>> trace.to_frame()[["name", "params", "macs"]].head(3)
+                              name  params      macs
+        0          patch_embed   24648  13547520
+        1      stages.0.blocks   44548   9596160
+        2  stages.1.downsample  171008  11554432
     """
     if not isinstance(model, EfficientViT):
         raise ValueError(f"model: expected an EfficientViT, got {type(model).__name__}")

@@ -62,6 +62,11 @@ def open_dataset(
             image; labels outside the classes.
         SizesDiffer: images of several sizes with `img_size=None`; a ValueError as well.
         FileNotFoundError: a named set that is neither at hand nor to be fetched.
+
+    Example:
+        >>> data = evitlab.open_dataset("embedded", "val", limit=20)
+        >>> data.images.shape, data.class_names[:3]
+        (torch.Size([20, 3, 32, 32]), ('disk', 'square', 'triangle'))
     """
     if split not in (*SPLITS, "all"):
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
