@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import re
 import select
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -32,13 +34,23 @@ NEEDS_FORK = pytest.mark.skipif(
 )
 REFUSALS = (ValueError, OSError)
 Recorder = Callable[[str, object], None]  # pytest's `record_property`
+_WATCH_FAILED = 70
 _PROGRESS = re.compile(r"\d+%\|")
 _RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn")
+_OWN_PROGRAMS = ("git",)  # which a record asks for the commit that it was made with
 _WRITES = (
     "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.truncate",
     "os.chmod", "os.chown", "os.utime", "shutil.rmtree",
 )  # fmt: skip
-_NOT_FOUND_BY_PATH = ("/dev/null", "/dev/shm/")
+_HARMLESS = ("/dev/null", "/dev/shm/", "/proc/")
+# What may stand where something else is expected; small to write down, not all small to carry out.
+NONSENSE: dict[str, Any] = {
+    "null": None, "true": True, "minus one": -1, "zero": 0, "huge": 10**12, "enormous": 10**400,
+    "tiny fraction": 1e-300, "NaN": math.nan, "infinity": math.inf, "text": "x", "no text": "",
+    "a path": "../../../outside/treasure.txt", "escape codes": "\x1b[2J\r\n\0\ud800",
+    "no list": [], "a list": [1, "two", None], "numbers": [1, 2, 3], "huge numbers": [10**12] * 3,
+    "many": list(range(50_000)), "no object": {}, "an object": {"a": {"b": [{}]}},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,14 +118,15 @@ class Room:
         return found
 
     def attempt(
-        self, attempts: Sequence[Attempt], *, limit_s: float = 60, memory_mib: int = 2048
+        self, attempts: Sequence[Attempt], *, limit_s: float = 60, memory_mib: int = 1024
     ) -> list[Outcome]:
         """Open each input in a child; where it dies or hangs, the next child goes on.
 
         Args:
             attempts: in this order.
             limit_s: of one attempt, after which it counts as hanging.
-            memory_mib: what a child may allocate in addition to what it begins with.
+            memory_mib: what one attempt may take; of what it asks for without using it, four times
+                as much.
         """
         names = [one.name for one in attempts]
         assert len(set(names)) == len(names), "attempts of one name"
@@ -142,10 +155,10 @@ class Room:
             try:
                 os.close(reading)
                 _Child(self, writing).work(attempts, memory_mib)
+                os._exit(0)
             except BaseException:
                 traceback.print_exc()
-            finally:
-                os._exit(0)
+            os._exit(_WATCH_FAILED)
         os.close(writing)
         outcomes: list[Outcome] = []
         rest, hangs = b"", False
@@ -164,6 +177,7 @@ class Room:
         if hangs:
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) != _WATCH_FAILED, "the watch itself failed"
         if len(outcomes) < len(attempts):
             text = f"hangs: no end after {limit_s:g} s" if hangs else f"child ended: {status}"
             if not hangs and os.WIFSIGNALED(status):
@@ -188,11 +202,11 @@ class _Child:
         os.environ |= {
             "HOME": str(self.room.home),
             "EVITLAB_DATA": str(self.room.home / "data"),
-            "TMPDIR": str(self.room.root / "tmp"),
         }
+        tempfile.tempdir = str(self.room.root / "tmp")
         sys.dont_write_bytecode = True
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        limit = pages * resource.getpagesize() + memory_mib * 2**20
+        limit = pages * resource.getpagesize() + 4 * memory_mib * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.chdir(self.room.target)
@@ -200,7 +214,11 @@ class _Child:
         sys.addaudithook(self._watch)
         for one in attempts:
             self.executed, self.outside = [], []
+            before = _memory_mib(reset=True)
             kind, text = _try(one)
+            taken = _memory_mib() - before
+            if kind != "crash" and taken > memory_mib:
+                kind, text = "crash", f"took {taken:.0f} MiB ({kind} {text})"
             if self.room.canary.exists():
                 self.executed.append("canary")
             said = [one.name, kind, text[:2000], self.executed[:5], self.outside[:5]]
@@ -210,6 +228,8 @@ class _Child:
 
     def _watch(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event.startswith(_RUNS_CODE):
+            if event == "subprocess.Popen" and arguments[0] in _OWN_PROGRAMS:
+                return
             self.executed.append(f"{event} {arguments[:2]!r}")
         elif event == "open":
             path, mode, flags = arguments
@@ -229,8 +249,18 @@ class _Child:
         where = os.path.realpath(os.fspath(path))
         where = where.decode(errors="replace") if isinstance(where, bytes) else where
         allowed = (str(self.room.target), str(self.room.root / "tmp"))
-        if not where.startswith((*allowed, *_NOT_FOUND_BY_PATH)):
+        if not where.startswith((*allowed, *_HARMLESS)):
             self.outside.append(f"{event} {where}")
+
+
+def _memory_mib(*, reset: bool = False) -> float:
+    """The most that the process held since the last reset; with `reset`, what it holds now."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 def _try(one: Attempt) -> tuple[str, str]:
@@ -281,6 +311,13 @@ def command(*words: object) -> Callable[[], None]:
     return run
 
 
+def some(attempts: Sequence[Attempt], config: pytest.Config, count: int) -> list[Attempt]:
+    """`count` of many, evenly spread; all with --thorough."""
+    if config.getoption("--thorough") or count >= len(attempts):
+        return list(attempts)
+    return [attempts[i * len(attempts) // count] for i in range(count)]
+
+
 @contextlib.contextmanager
 def _captured() -> Iterator[list[str]]:
     """What the process writes to its two streams, of stderr also by file descriptor."""
@@ -327,6 +364,6 @@ def tabled(record_property: Recorder, kind: str, outcomes: Sequence[Outcome]) ->
     )
     for what, wrong in (("crash", crashed), ("run code", executed), ("write outside", outside)):
         listing = "\n".join(
-            f"  {one.name}: {one.text} {one.executed} {one.outside}" for one in wrong
+            f"  {one.name}: {one.text} {one.executed} {one.outside}" for one in wrong[:30]
         )
         assert not wrong, f"{len(wrong)} of {len(outcomes)} inputs {what}:\n{listing}"

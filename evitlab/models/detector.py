@@ -26,11 +26,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import box_iou
 
+from evitlab.models.card import check_size, read_card
 from evitlab.models.config import EfficientViTConfig
 from evitlab.models.efficientvit import EfficientViT
 from evitlab.models.pyramid import STRIDES, Pyramid, build_body, build_timm
 from evitlab.models.starting import weights_card
-from evitlab.models.weights import load_weights, read_card
+from evitlab.models.weights import load_weights
 from evitlab.models.zoo import MODELS, normalization
 
 OCTAVE_SCALE, SCALES_PER_OCTAVE = 4, 3
@@ -146,6 +147,7 @@ def load_detector(path: str | os.PathLike[str]) -> RetinaNet:
         category_ids = tuple(map(int, card.get("category_ids", ())))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected a detector's card, got a damaged one") from error
+    check_size(path, lambda: RetinaNet(config))
     detector = RetinaNet(config)
     load_weights(detector, path)
     detector.class_names = tuple(card["class_names"])

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evitlab.models.card import check_size, read_card
 from evitlab.models.config import EfficientViTConfig
-from evitlab.models.weights import LoadReport, find_checkpoint, load_weights, read_card
+from evitlab.models.weights import LoadReport, find_checkpoint, load_weights
 from evitlab.models.zoo import (
     MODELS,
     build_from_card,
@@ -66,6 +67,8 @@ def starting_model(
     if distilled and isinstance(MODELS.get(name), EfficientViTConfig):
         changes["distilled"] = True
     if card is not None and name in (card["architecture"], family_of(card["architecture"])):
+        whole = {**card["config"], **changes}
+        check_size(str(weights), lambda: create_model(card["architecture"], **whole))
         model = build_from_card(card, **changes)
     else:
         model = create_model(small_image_name(name, img_size), **changes)

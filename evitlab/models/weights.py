@@ -1,9 +1,9 @@
 """Weights from the official files, timm, the hub or our own safetensors into a model."""
 
-import json
 import math
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 
@@ -58,7 +58,7 @@ def load_weights(
 
     Raises:
         ValueError: a file that is truncated, needs code to be unpickled or holds no state dict;
-            with `strict`, keys or shapes that differ.
+            weights that are NaN or infinite; with `strict`, keys or shapes that differ.
         FileNotFoundError: no such file, checkpoint or hub model.
     """
     if isinstance(model, DEPLOYED):
@@ -109,6 +109,14 @@ def load_weights(
         raise ValueError(f"source: does not fit the model: {_differences(report, target, tensors)}")
     if not copies:
         raise ValueError("source: expected a state dict of this model, got none of its keys")
+    copies = {key: value.to(target[key].dtype) for key, value in copies.items()}
+    broken = [key for key, value in copies.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"source: expected finite numbers, got NaN or infinity in {len(broken)} of "
+            f"{len(copies)} tensors, such as {_shown(broken[0])}: weights of a run that diverged, "
+            "or a damaged file"
+        )
     with torch.no_grad():
         for key, value in copies.items():
             target[key].copy_(value)
@@ -144,25 +152,6 @@ def _resize_positions(embedding: Tensor, model: Any) -> Tensor:
     return resample_abs_pos_embed(embedding, list(grid), num_prefix_tokens=prefix)
 
 
-def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save_weights` wrote beside the tensors: architecture, config, classes, normalisation.
-
-    Raises:
-        FileNotFoundError: no such file or checkpoint name.
-        ValueError: not a safetensors file of this library.
-    """
-    file = find_checkpoint(path)
-    try:
-        with safe_open(file, "pt") as tensors:
-            card = json.loads((tensors.metadata() or {})["evitlab"])
-        card["architecture"], dict(card["config"]), tuple(card["class_names"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: expected safetensors written by evitlab, with the model's card ({error})"
-        ) from error
-    return card
-
-
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """A weights file from its path, a training run's folder, or a name in data/checkpoints."""
     given = Path(path)
@@ -188,19 +177,43 @@ def _read(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Tensor
     for key in ("model", "state_dict"):  # the official and timm's training checkpoints nest it
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping):
         raise ValueError(f"source: expected a state dict of tensors, got {type(state).__name__}")
+    for key, value in state.items():
+        if not isinstance(key, str) or not _is_plain(value):
+            got = f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else type(value)
+            raise ValueError(
+                f"source: expected a state dict of tensors of real numbers by name, got {got} as "
+                f"{_shown(key)}"
+            )
     # Index tables and cached biases follow from the window; they are not weights.
     derived = ("attention_bias_idxs", ".ab")
     return {key: value for key, value in state.items() if not key.endswith(derived)}
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor of real numbers that lie in memory one after another."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_nested or value.is_quantized or value.is_meta or value.is_complex())
+    )
+
+
+def _shown(key: object) -> str:
+    """A key of a file from anywhere, on one line."""
+    text = str(key)
+    return text if text.isprintable() and len(text) <= 80 else f"{text[:80]!r}"
+
+
 def read_file(path: Path) -> Any:
     """What a .safetensors file or a pickle of plain values and tensors holds, on the CPU.
 
-    Raises ValueError, naming the file, where it is damaged or needs code to be unpickled.
+    Raises ValueError, naming the file, where it is damaged, needs code to be unpickled, or holds
+    more than its size.
     """
     try:
+        _check_entries(path)
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as tensors:
                 return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118
@@ -208,6 +221,8 @@ def read_file(path: Path) -> Any:
     except Exception as error:  # bytes that are no pickle raise whatever they lead the reader to
         if isinstance(error, OSError) and error.filename:  # without: torch's, of a truncated file
             raise
+        if isinstance(error, MemoryError):
+            raise ValueError(f"{path}: declares more than the memory holds") from error
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
             raise ValueError(
@@ -216,9 +231,20 @@ def read_file(path: Path) -> Any:
             ) from error
         # Torch's own advice comes first in its message, and is to run the code.
         reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-        reason = reason.strip().partition("\n")[0].partition(". ")[0]
+        reason = " ".join(reason.strip().partition("\n")[0].partition(". ")[0].split())
         reason = f"{type(error).__name__}: {reason}"
         raise ValueError(f"{path}: truncated or not a weights file ({reason})") from error
+
+
+def _check_entries(path: Path) -> None:
+    """Raise a ValueError where a zip would unpack to more than its size, which torch's never do."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+        unpacked = sum(entry.file_size for entry in entries)
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if packed or unpacked > path.stat().st_size:
+            raise ValueError(f"holds {unpacked:,} bytes packed into {path.stat().st_size:,}")
 
 
 def _from_hub(model: nn.Module) -> Any:
@@ -256,11 +282,12 @@ def _timm_name(key: str) -> str:
 
 def _differences(report: LoadReport, target: Mapping, tensors: Mapping) -> str:
     parts = [
-        f"{key} is {list(tensors[key].shape)}, expected {list(target[key].shape)}"
+        f"{_shown(key)} is {list(tensors[key].shape)}, expected {list(target[key].shape)}"
         for key in report.mismatched[:2]
     ]
     for kind in ("missing", "unexpected"):
         keys = getattr(report, kind)
         if keys:
-            parts.append(f"{len(keys)} {kind} ({', '.join(keys[:2])}{', …' * (len(keys) > 2)})")
+            shown = ", ".join(map(_shown, keys[:2]))
+            parts.append(f"{len(keys)} {kind} ({shown}{', …' * (len(keys) > 2)})")
     return "; ".join(parts) + "; strict=False takes what fits"

@@ -12,11 +12,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from evitlab.models.baselines import BASELINES, BaselineConfig, build_baseline
+from evitlab.models.card import check_size, read_card
 from evitlab.models.channels import narrow
 from evitlab.models.config import EfficientViTConfig
 from evitlab.models.deployed_transformer import within
 from evitlab.models.efficientvit import VARIANTS, EfficientViT
-from evitlab.models.weights import load_weights, read_card
+from evitlab.models.weights import load_weights
 
 # 32- and 64-pixel images: finer patches, and windows as large as the 8 x 8 map they give.
 SMALL_IMAGE_VARIANTS = {
@@ -151,6 +152,7 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     """
     card = read_card(path)
     check_classifier(card, path)
+    check_size(path, lambda: create_model(card["architecture"], **card["config"]))
     model = build_from_card(card).eval()
     load_weights(model, path)
     model.class_names = tuple(card["class_names"])

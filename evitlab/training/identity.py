@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from evitlab.datasets import AnyDataset
-from evitlab.models.weights import find_checkpoint, load_weights, read_card
+from evitlab.models.card import read_card
+from evitlab.models.weights import find_checkpoint, load_weights
 from evitlab.models.zoo import config_fields
 from evitlab.records import Record, write_atomically
 from evitlab.training.checkpoint import newest_checkpoint, one_before
@@ -92,7 +93,10 @@ def earlier_run(
     state = newest_checkpoint(last)
     if state is None:
         return None
-    check_same_run(state["identity"], identity, out)
+    found = state.get("identity")
+    if not isinstance(found, dict) or not isinstance(found.get("recipe"), dict):
+        raise ValueError(f"{last}: expected the checkpoint of a run, got one that names no recipe")
+    check_same_run(found, identity, out)
     return state
 
 
