@@ -7,15 +7,19 @@ other, with its own memory, signals and end.
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
@@ -25,6 +29,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -75,6 +80,30 @@ def wait_for(path: Path, process: ForkServerProcess) -> None:
 def children(process: ForkServerProcess) -> list[psutil.Process]:
     """The living descendants of a process."""
     return psutil.Process(process.pid).children(recursive=True)
+
+
+def a_child(process: ForkServerProcess) -> psutil.Process:
+    """One of a process's children, as soon as it has any."""
+    limit = time.monotonic() + LIMIT_S
+    while not (found := children(process)):
+        assert process.is_alive() and time.monotonic() < limit, "it starts no process"
+        time.sleep(0.005)
+    return found[0]
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def gone(processes: Sequence[psutil.Process]) -> None:
+    """Wait for processes to end by themselves, as those must whose parent was killed."""
+    limit = time.monotonic() + LIMIT_S / 3
+    while left := [process for process in processes if lives(process)]:
+        assert time.monotonic() < limit, f"left to itself: {left}"
+        time.sleep(0.01)
 
 
 class Command:
@@ -166,6 +195,26 @@ def killed(argv: Sequence[str], log: Path, after_s: float, *faults: Fault) -> in
     return command.wait()
 
 
+def read_only_at(number: int) -> Fault:
+    """From the n-th file on, from 1, none can be written: as on a disk that begins to fail."""
+    return partial(_read_only_at, number)
+
+
+def _read_only_at(number: int) -> None:
+    from evitlab.records import base
+
+    opened = 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal opened
+        opened += 1
+        if opened >= number:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return open(*args, **options)
+
+    setattr(base, "open", counted)  # noqa: B010 - a builtin, to mypy
+
+
 def die_at(number: int, call: str = "replace", *, moment: str = "before") -> Fault:
     """`kill -9` from within, just before or after the n-th `os.<call>` from now, from 1."""
     return partial(_die_at, number, call, moment)
@@ -187,11 +236,97 @@ def _die_at(number: int, call: str, moment: str) -> None:
     setattr(os, call, counted)
 
 
+def file_size(limit: int, *, kill: bool = False) -> Fault:
+    """No file may become larger: an error of the system, or, with `kill`, the end at that byte."""
+    return partial(_file_size, limit, kill)
+
+
+def _file_size(limit: int, kill: bool) -> None:
+    import resource  # not on Windows
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL if kill else signal.SIG_IGN)
+
+
+def clock_backwards() -> None:
+    """Each look at the clock on the wall finds it an hour earlier."""
+    whole, looks = time.time, 0
+
+    def earlier() -> float:
+        nonlocal looks
+        looks += 1
+        return whole() - 3600 * looks
+
+    time.time = earlier
+
+
+@contextmanager
+def small_disk(folder: Path, *, kib: int) -> Iterator[Path]:
+    """A folder on a disk of its own of so many KiB, in memory; skips where none can be mounted."""
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def remount(folder: Path, option: str) -> None:
+    """Change a disk of `small_disk`: "size=20m", "ro" or "rw"."""
+    mount("-o", f"remount,{option}", str(folder))
+
+
+def mount(*words: str) -> None:
+    tool = shutil.which("mount")
+    done = tool and subprocess.run([tool, *words], capture_output=True, text=True)
+    if not done or done.returncode:
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip() if done else 'no mount'}")
+
+
+def images_are_streamed() -> None:
+    """Read batch by batch in processes of their own, as a set is that memory does not hold."""
+    from evitlab.datasets import opening, streaming
+
+    setattr(opening, "STREAM_ABOVE_BYTES", 0)  # noqa: B010 - a constant, to mypy
+    setattr(streaming, "default_workers", lambda: 1)  # noqa: B010 - on any machine
+
+
+def memory_runs_out(where: str, *, epoch: int) -> Fault:
+    """In an epoch of training, from 1: as torch says it, or the system has really no more."""
+    return partial(_memory_runs_out, where, epoch)
+
+
+def _memory_runs_out(where: str, epoch: int) -> None:
+    from evitlab.datasets import Dataset
+
+    whole, begun = Dataset.batches, 0
+
+    def batches(self: Dataset, *args: Any, **options: Any) -> Any:
+        nonlocal begun
+        begun += bool(options.get("train"))
+        for batch in whole(self, *args, **options):
+            if begun == epoch and where == "torch":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            if begun == epoch:
+                import resource
+
+                resource.setrlimit(resource.RLIMIT_AS, (2**20, resource.RLIM_INFINITY))
+                try:
+                    torch.empty(2**26)
+                finally:  # else not even the line that says so could be written
+                    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+                    resource.setrlimit(resource.RLIMIT_AS, unlimited)
+            yield batch
+
+    setattr(Dataset, "batches", batches)  # noqa: B010 - mypy knows no assignment to a method
+
+
 def unreadable(folder: Path) -> list[str]:
     """Files below a folder that no reader takes, and files of no known kind: must be none."""
     broken = []
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not is_litter(path):
+        if path.is_file() and path.name != ".lock" and not is_litter(path):
             try:
                 _READERS[path.suffix](path)
             except Exception as error:  # whatever a reader says of a broken file
@@ -226,9 +361,11 @@ _READERS: dict[str, Callable[[Path], object]] = {
 
 
 def epochs_done(out: Path) -> int:
-    """Epochs that the last checkpoint of a run holds."""
-    last = out / "checkpoints" / "last.pt"
-    return len(load_checkpoint(last)["history"]) if last.exists() else 0
+    """Epochs that a run goes on from: of its last checkpoint, or with that gone the one before."""
+    for name in ("last.pt", "previous.pt"):
+        if (file := out / "checkpoints" / name).exists():
+            return len(load_checkpoint(file)["history"])
+    return 0
 
 
 def read_untimed(file: Path) -> Any:

@@ -1,0 +1,80 @@
+"""Training on images that processes of their own read: what happens when one of them dies."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import faults
+import pytest
+from small_runs import shapes, tiny_vit, write_folder
+
+from evitlab.training.checkpoint import save_weights
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals to kill with")
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("faults")
+    data = write_folder(root / "data", {"train": shapes(24), "val": shapes(6, "val")})
+    start = save_weights(tiny_vit(), root / "tiny.safetensors")
+    return [
+        *("train", "efficientvit_m0", "--data", str(data), "--weights", str(start)),
+        *("--recipe", "smoke", "--epochs", "3", "--batch-size", "12", "--threads", "1"),
+        *("--img-size", "32", "--device=cpu", "--out"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def reference(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happened to."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    code, output = faults.run([*command, str(out)], out.with_name("log"), streamed)
+    assert code == 0, output
+    return out
+
+
+streamed = faults.images_are_streamed
+
+
+def test_a_reader_dies(
+    command: list[str], reference: Path, tmp_path: Path, record_property: Any
+) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    begun = faults.Command([*command, str(out)], log, streamed)
+    faults.wait_for(out / "checkpoints" / "last.pt", begun.process)
+    faults.a_child(begun.process).kill()
+    assert begun.wait() == 1, begun.output()
+    line = begun.last_line()
+    assert line.startswith("evitlab: stopped: a process that reads the images is gone"), line
+    assert line.endswith(
+        f"last good checkpoint: {out / 'checkpoints' / 'last.pt'}, and the same command continues"
+    )
+    assert "Traceback" not in begun.output() and not faults.unreadable(out)
+    assert faults.run([*command, str(out)], log, streamed)[0] == 0
+    equal = [faults.equal_runs(out, reference)]
+    faults.note(
+        record_property, "a data loader's worker dies", "train", lost="at most 1 epoch", equal=equal
+    )
+
+
+def test_readers_end_with_a_run_that_is_killed(
+    command: list[str], reference: Path, tmp_path: Path, record_property: Any
+) -> None:
+    """Nor do they keep its folder, which the same command has at once."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    begun = faults.Command([*command, str(out)], log, streamed)
+    faults.wait_for(out / "checkpoints" / "last.pt", begun.process)
+    reader = faults.a_child(begun.process)
+    begun.process.kill()
+    assert begun.wait() == -9
+    assert not faults.unreadable(out)
+    code, output = faults.run([*command, str(out)], log, streamed)
+    assert code == 0, output
+    faults.gone([reader])
+    equal = [faults.equal_runs(out, reference)]
+    faults.note(
+        record_property, "kill -9, images streamed", "train", lost="at most 1 epoch", equal=equal
+    )
