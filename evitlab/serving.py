@@ -150,14 +150,20 @@ def server_command(notebook: Path, *, app: bool, port: int | None, browser: bool
     if app:
         command = [sys.executable, "-m", "voila", str(notebook), f"--Voila.ip={LOOPBACK}"]
         command += ["--token", "--show_tracebacks=True"]
+        # Else it answers to any name, and a page elsewhere can have its own name lead here.
+        command += ["--Voila.tornado_settings={'allow_remote_access': False}"]
         exact = [f"--Voila.port={port}", "--Voila.port_retries=0"]
     else:
         command = [sys.executable, "-m", "jupyterlab", str(notebook), f"--ServerApp.ip={LOOPBACK}"]
         # The kernel and the folder beside the page, wherever the command was given.
         command += [f"--ServerApp.root_dir={notebook.parent}", "--log-level=WARN"]
+        command += ["--ServerApp.terminals_enabled=False"]
         command += [f"--LabApp.default_url=/lab/tree/{notebook.name}"]
         command += ["--allow-root"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
         exact = [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
+    # Voila, also where it is installed and JupyterLab loads it, else gives the pictures in the
+    # folder to whoever asks, token or not.
+    command += ["--VoilaConfiguration.file_denylist=.*"]
     return command + (exact if port is not None else []) + ([] if browser else ["--no-browser"])
 
 

@@ -459,7 +459,7 @@ def _numbers(value: Any) -> np.ndarray | None:
     return made if made.dtype.kind in "bif" else None
 
 
-def run(analysis: str, subject: Subject, **options: Any) -> Any:
-    """One analysis on one thread, as the golden files have it."""
-    with cpu_threads(1):
+def run(analysis: str, subject: Subject, *, threads: int = 1, **options: Any) -> Any:
+    """One analysis, on one thread as the golden files have it."""
+    with cpu_threads(threads):
         return ANALYSES[analysis](subject, **options)
