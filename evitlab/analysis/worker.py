@@ -117,7 +117,7 @@ class Worker:
     def _last_words(self) -> str:
         if self._process.returncode == -9:  # SIGKILL, a name that Windows lacks
             return "out of memory: the system ended the process"
-        lines = self._log.read_text(errors="replace").strip().splitlines()
+        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         ending = f"the process ended ({self._process.returncode})"
         return one_line(f"{ending}: {lines[-1]}" if lines else ending)
 
@@ -237,7 +237,7 @@ def _main(engine: str, threads: str, device: str, folder: str) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print goes to the log
     try:  # where memory ends, this process is the one to be ended, not the parent
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
     except OSError:
         pass  # not Linux
     torch.set_num_threads(int(threads))

@@ -62,7 +62,7 @@ def one_voice() -> Iterator[None]:
     """
     with ExitStack() as stack:
         if launch_rank() > 0:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
         if world_size() > 1 and threading.current_thread() is threading.main_thread():
