@@ -45,7 +45,7 @@ _PRELOADED = [
     "evitlab.training.classifier", "evitlab.training.detection", "evitlab.training.per_class",
     "torch._dynamo", "torch.utils.data",
 ]  # fmt: skip
-LIMIT_S = 180  # of any command here, on a machine with other work: beyond it, it hangs
+LIMIT_S = 300  # of any command here, on a machine with other work: beyond it, it hangs
 # What differs between two runs that are equal: when and where they were made, and how fast.
 _TIMES = {"date", "seconds", "img_per_s", "git_commit", "command"}
 
@@ -156,6 +156,12 @@ def run(argv: Sequence[str], log: Path, *faults: Fault) -> tuple[int, str]:
 
 def tries(config: pytest.Config, *, quick: int, thorough: int) -> int:
     return thorough if config.getoption("--thorough") else quick
+
+
+def only_thorough(config: pytest.Config, *, unless: bool = False) -> None:
+    """Skip one of several tries of a kind in the usual run, whose minutes are few."""
+    if not unless and not config.getoption("--thorough"):
+        pytest.skip("one more of its kind: only with --thorough")
 
 
 def note(
@@ -326,7 +332,7 @@ def unreadable(folder: Path) -> list[str]:
     """Files below a folder that no reader takes, and files of no known kind: must be none."""
     broken = []
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != ".lock" and not is_litter(path):
+        if path.is_file() and not path.name.startswith(".lock") and not is_litter(path):
             try:
                 _READERS[path.suffix](path)
             except Exception as error:  # whatever a reader says of a broken file

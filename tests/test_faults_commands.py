@@ -88,8 +88,13 @@ def test_kill_9_at_random(
 @pytest.mark.parametrize("name", ["detect", "prune"])
 @pytest.mark.parametrize("number", [2, 4])
 def test_kill_9_before_a_file_takes_its_place(
-    name: str, number: int, request: pytest.FixtureRequest, tmp_path: Path
+    name: str,
+    number: int,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    pytestconfig: pytest.Config,
 ) -> None:
+    faults.only_thorough(pytestconfig)
     argv, out = request.getfixturevalue(name), tmp_path / "run"
     code, output = faults.run([*argv, str(out)], tmp_path / "log", faults.die_at(number))
     assert code == -9 and len(faults.litter(out)) == 1, output
@@ -101,7 +106,7 @@ def test_kill_9_before_a_file_takes_its_place(
 def test_two_at_once(prune: list[str], tmp_path: Path, record_property: Any) -> None:
     out = tmp_path / "run"
     first = faults.Command([*prune, str(out)], tmp_path / "first.log")
-    faults.wait_for(out / ".lock.json", first.process)
+    faults.wait_for(out / ".lock-holder", first.process)
     code, output = faults.run([*prune, str(out)], tmp_path / "second.log")
     line = output.strip().splitlines()[-1]
     assert code == 2 and f"{out} is in use by process {first.pid} on " in line, output

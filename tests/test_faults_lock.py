@@ -70,10 +70,10 @@ def test_a_killed_holder_blocks_nobody_and_its_litter_is_swept(
         path.touch()
     holder.kill()
     holder.join()
-    assert (out / ".lock.json").exists(), "it was killed while it held the folder"
+    assert (out / ".lock-holder").exists(), "it was killed while it held the folder"
     with held(out):
         assert not any(path.exists() for path in half) and all(path.exists() for path in kept)
-        assert json.loads((out / ".lock.json").read_text())["pid"] == os.getpid()
+        assert json.loads((out / ".lock-holder").read_text())["pid"] == os.getpid()
 
 
 def test_asking_twice_is_holding_once(tmp_path: Path) -> None:
@@ -123,11 +123,11 @@ def test_of_torchruns_processes_number_0_holds_it(
     ):  # fmt: skip
         monkeypatch.setenv(name, value)
     with held(tmp_path / "out"):
-        assert json.loads((tmp_path / "out" / ".lock.json").read_text())["pid"] == holder.pid
+        assert json.loads((tmp_path / "out" / ".lock-holder").read_text())["pid"] == holder.pid
 
 
 def test_a_holder_that_has_not_said_who_it_is(tmp_path: Path, holder: Any) -> None:
-    (tmp_path / "out" / ".lock.json").write_text("{")
+    (tmp_path / "out" / ".lock-holder").write_text("{")
     with pytest.raises(FolderInUse, match="out is in use by another process; wait"):
         with held(tmp_path / "out"):
             pass

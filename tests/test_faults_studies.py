@@ -71,7 +71,7 @@ def test_kill_9_of_the_scheduler(
 ) -> None:
     """Its runs end with it, and the same command goes on with what they left."""
     whole, seconds = reference
-    tries = faults.tries(pytestconfig, quick=3, thorough=20)
+    tries = faults.tries(pytestconfig, quick=2, thorough=20)
     moments, kills = random.Random(8), 0
     equal: list[bool] = []
     while kills < tries:
@@ -132,9 +132,11 @@ def test_asked_to_end(
     demo: faults.Fault,
     reference: tuple[dict[str, Any], float],
     tmp_path: Path,
+    pytestconfig: pytest.Config,
     record_property: Any,
     given: str,
 ) -> None:
+    faults.only_thorough(pytestconfig, unless=given == "SIGTERM")
     out = tmp_path / "study"
     command = faults.Command([*COMMAND, str(out)], tmp_path / "log", demo)
     faults.wait_for(out / WHERE / "first" / "checkpoints" / "last.pt", command.process)

@@ -81,7 +81,7 @@ def test_kill_9_at_random(
     record_property: Any,
 ) -> None:
     whole, seconds = reference
-    tries = faults.tries(pytestconfig, quick=4, thorough=20)
+    tries = faults.tries(pytestconfig, quick=3, thorough=20)
     moments, kills = random.Random(8), 0
     equal: list[bool] = []
     while kills < tries:
@@ -105,7 +105,7 @@ def test_kill_9_at_each_write(
 ) -> None:
     """Before a file is flushed, before it takes its place, and after; as far as the run comes."""
     whole, _ = reference
-    first = faults.tries(pytestconfig, quick=3, thorough=12)
+    first = faults.tries(pytestconfig, quick=2, thorough=12)
     moments = [
         (call, number, moment)
         for number in range(1, first + 1)
@@ -155,11 +155,13 @@ def test_asked_to_end(
     command: list[str],
     reference: tuple[Path, float],
     tmp_path: Path,
+    pytestconfig: pytest.Config,
     record_property: Any,
     given: str,
     code: int,
 ) -> None:
     """By a cluster or `kill`, or by Ctrl-C, in the second epoch or later."""
+    faults.only_thorough(pytestconfig, unless=given == "SIGINT")
     out, log = tmp_path / "run", tmp_path / "log"
     begun = faults.Command([*command, str(out)], log)
     faults.wait_for(out / "checkpoints" / "last.pt", begun.process)
@@ -194,10 +196,12 @@ def test_memory_runs_out(
     command: list[str],
     reference: tuple[Path, float],
     tmp_path: Path,
+    pytestconfig: pytest.Config,
     record_property: Any,
     where: str,
 ) -> None:
     """Torch's own error in the second epoch, or the system gives no more memory there."""
+    faults.only_thorough(pytestconfig, unless=where == "system")
     if where == "system" and sys.platform != "linux":
         pytest.skip("no limit of a process's memory that holds here")
     out, log = tmp_path / "run", tmp_path / "log"
@@ -228,10 +232,12 @@ def test_a_damaged_checkpoint_costs_one_epoch(
     command: list[str],
     reference: tuple[Path, float],
     tmp_path: Path,
+    pytestconfig: pytest.Config,
     record_property: Any,
     damage: str,
 ) -> None:
     """By another hand than ours: the one before it is there, and takes its place."""
+    faults.only_thorough(pytestconfig, unless=damage == "truncated")
     out = as_before_its_end(reference[0], tmp_path / "run")
     last = out / "checkpoints" / "last.pt"
     whole = last.read_bytes()

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from evitlab.records import write_atomically
 from evitlab.training.launch import launch_rank
 
-_LOCK, _HOLDER = ".lock", ".lock.json"
+_LOCK, _HOLDER = ".lock", ".lock-holder"  # neither looks like a record, to `glob("*.json")`
 _PATIENCE_S = 2.0  # a process that was just killed may take a moment to be gone
 _HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the names that `write_atomically` gives
 _held: set[tuple[int, Path]] = set()  # (process, folder); it may ask again, a fork of it may not
