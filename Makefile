@@ -46,8 +46,9 @@ notebooks: $(STAMP)  ## run the notebooks at quick scale and save them executed,
 figures: $(STAMP)  ## redraw figures/ at quick scale, the notebooks left as they are
 	@$(PY) -m evitlab reproduce --scale quick --out figures
 
+# Where Voila is installed JupyterLab loads it too, and it would give files away without the token.
 lab: $(STAMP)  ## open the notebooks in JupyterLab
-	@$(PY) -m jupyterlab notebooks/00_tour.ipynb
+	@$(PY) -m jupyterlab --VoilaConfiguration.file_denylist='.*' notebooks/00_tour.ipynb
 
 lock: $(STAMP)  ## pin the packages again (make lock UPGRADE=1: to their newest versions)
 	@$(PY) -m uv pip compile --quiet --universal --all-extras --python-version 3.11 \

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import torch
 from browser import NO_CHROMIUM, find_chromium
 from timm.layers import config as timm_config
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+pytest_plugins = ["offline"]  # no network
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,21 +52,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_report_header() -> str:
     return f"browser tests: {find_chromium() or 'skipped, ' + NO_CHROMIUM}"
-
-
-@pytest.fixture(autouse=True, scope="session")
-def no_network() -> Iterator[None]:
-    """A connection to another machine fails the test; the notebooks' kernels are local."""
-    connect = socket.socket.connect
-
-    def connect_locally(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in _LOOPBACK:
-            raise AssertionError(f"a test connects to {address[0]}: tests need no network")
-        connect(self, address)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", connect_locally)
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -113,7 +113,6 @@ def test_model_is_untouched_and_the_form_only_infers() -> None:
 
 
 def test_the_form_exports(tmp_path: Path) -> None:
-    for case in ("deit", "shifted windows"):
-        model = deploy(randomised(case))
-        size = model.model.patch_embed.img_size
-        assert export_onnx(model, tmp_path / f"{case}.onnx", img_size=size).is_file()
+    model = deploy(randomised("shifted windows"))
+    size = model.model.patch_embed.img_size
+    assert export_onnx(model, tmp_path / "model.onnx", img_size=size).is_file()

@@ -94,28 +94,29 @@ def match_throughput(
 
     with cpu_threads(threads), torch.random.fork_rng([]), ExitStack() as unfused:
 
-        def call(**changes: Any) -> Callable[[], object]:
+        def unfused_model(**changes: Any) -> nn.Module:
             model = build(**changes)
             unfused.enter_context(fused_attention(model, False))
-            return _call(model, images)
+            return model
 
         config: BaselineConfig = create_model(baseline, img_size=side, **overrides).config
         step = config.num_heads[0]  # all heads alike
         changes = {"attention_share": attention_share, "split_heads": split_heads}
-        original = call()
+        original = _call(unfused_model(), images)
 
         def speeds(widths: Iterable[int], rounds: int) -> list[WidthSpeed]:
             """Each width in turns with all others and the baseline."""
-            models = {width: call(embed_dim=width, **changes) for width in sorted(set(widths))}
-            calls = {"original": original, **{str(width): models[width] for width in models}}
-            times = interleave(calls, rounds=rounds)
+            models = {
+                width: unfused_model(embed_dim=width, **changes) for width in sorted(set(widths))
+            }
+            calls = {str(width): _call(model, images) for width, model in models.items()}
+            times = interleave({"original": original, **calls}, rounds=rounds)
             rows = []
-            for width in models:
+            for width, model in models.items():
                 pairs = zip(times["original"], times[str(width)], strict=True)
                 low, middle, high = quartiles([ours / its for ours, its in pairs])
-                macs = count_macs(build(embed_dim=width, **changes), side)
                 speed = batch_size / median(times[str(width)])
-                rows.append(WidthSpeed(width, macs, speed, middle, low, high))
+                rows.append(WidthSpeed(width, count_macs(model, side), speed, middle, low, high))
                 bar.update()
             return rows
 
