@@ -17,8 +17,6 @@ from evitlab.models.efficientvit import (
 from evitlab.models.layers import ConvNorm
 from evitlab.records import BlockNode, BlockTrace
 
-Shape = tuple[int, ...]
-
 
 def trace_block(
     model: nn.Module, block: str = "stages.0.blocks.0", *, img_size: int | tuple[int, int] = 0
