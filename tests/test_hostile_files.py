@@ -148,7 +148,7 @@ def test_cards(tmp_path: Path, record_property: Recorder, pytestconfig: pytest.C
                 weights=path,
             )  # fmt: skip
             attempts.append(Attempt(f"{name}: starting_model", start))
-    outcomes = room.attempt(some(attempts, pytestconfig, 100), limit_s=60)
+    outcomes = room.attempt(some(attempts, pytestconfig, 100), limit_s=30)
     tabled(record_property, "weights: hostile cards of classifiers", outcomes)
 
 
@@ -172,7 +172,7 @@ def test_cards_of_detectors(
     for number, name in enumerate(dict.fromkeys(names)):
         path = room.file(f"{number}.safetensors", with_card(good, cards[name]))
         attempts.append(Attempt(name, partial(load_detector, path)))
-    outcomes = room.attempt(attempts, limit_s=60)
+    outcomes = room.attempt(attempts, limit_s=30)
     tabled(record_property, "weights: hostile cards of detectors", outcomes)
 
 

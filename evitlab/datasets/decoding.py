@@ -15,6 +15,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+# Of Pillow's many formats those of images as they are photographed and published. Others, whose
+# bytes may come under any name, have done harm: for EPS Pillow starts Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Above this a file is refused before a pixel is decoded: 0.27 GB as RGB.
 MAX_PIXELS = 89_478_485
 # The luminance table of the JPEG standard at quality 50 (Annex K); encoders scale it by quality.
@@ -49,7 +52,7 @@ def decode_image(data: bytes, *, where: str = "image") -> Image.Image:
     """
     try:
         # Naming the format spares Pillow from asking every plugin, a third of the time at 32 px.
-        formats = ("JPEG",) if data.startswith(b"\xff\xd8") else None
+        formats = ("JPEG",) if data.startswith(b"\xff\xd8") else FORMATS
         image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -71,7 +74,7 @@ def decode_image(data: bytes, *, where: str = "image") -> Image.Image:
 def image_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) of the upright image, by the file's header; None: not readable."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             height, width = image.height, image.width
             # Asked of other files, Pillow would decode a PNG to look for it.
             if image.info.keys() & _ORIENTATION_KEYS:
@@ -86,10 +89,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
-        levels = np.asarray(image).astype(np.int64)
+        levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
             raise ValueError("integer pixels outside 0..65535")
-        return Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        scaled = np.empty(levels.shape, np.uint8)
+        for row, line in enumerate(levels.astype(np.uint16)):  # row by row: little memory
+            scaled[row] = (line.astype(np.uint32) * 255 + 32767) // 65535
+        return Image.fromarray(scaled).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range; convert to 8 or 16 bits")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
@@ -121,8 +127,12 @@ def fit_image(
         else:
             resized_w = round(width / crop_ratio)
             resized_h = max(height, resized_w * image.height // image.width)
-        image = image.resize((resized_w, resized_h), Image.Resampling.BICUBIC)
         top, left = round((resized_h - height) / 2), round((resized_w - width) / 2)
+        if resized_h * resized_w > MAX_PIXELS:  # of a long strip only the centre is resized
+            across, down = image.width / resized_w, image.height / resized_h
+            box = (left * across, top * down, (left + width) * across, (top + height) * down)
+            return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+        image = image.resize((resized_w, resized_h), Image.Resampling.BICUBIC)
         image = image.crop((left, top, left + width, top + height))
     return np.asarray(image)
 

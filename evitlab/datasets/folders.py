@@ -22,6 +22,8 @@ import numpy as np
 from evitlab.datasets.sources import SPLITS, Reader, Source, canonical_split, split_unsplit
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# No image of as many pixels as are accepted is larger.
+MAX_FILE_BYTES = 2**30
 # A compressed tar has no random access, so its files are kept in memory, up to this total.
 _MAX_UNPACKED_BYTES = 8 * 2**30
 
@@ -68,6 +70,14 @@ class Listing:
     reader: Callable[[Sequence[str]], Reader]
 
 
+def read_image_file(path: Path) -> bytes:
+    """The bytes of a file; none where it is no image: a pipe, a device or a broken link, from which
+    reading may never end, or a file larger than `MAX_FILE_BYTES`."""
+    if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+        return b""
+    return path.read_bytes()
+
+
 def list_images(path: Path) -> Listing:
     """List the images of a folder, with all its subfolders, or of a tar; nothing is extracted.
 
@@ -87,13 +97,18 @@ def _list_folder(root: Path) -> Listing:
 
 
 def _list_tar(path: Path) -> Listing:
+    if not path.is_file():  # the bytes of a device or of a pipe may have no end
+        raise ValueError(f"{path}: expected a folder or a file, got neither")
     compressed = _is_compressed(path)
     try:
         with tarfile.open(path) as tar:
             members = {_plain_name(member): member for member in tar if _is_image_member(member)}
             unpacked = _unpack(tar, path, members) if compressed else {}
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: neither a folder, a parquet file nor a tar ({error})") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: neither a folder, a parquet file nor a tar ({reason})"
+        ) from error
 
     def reader(kept: Sequence[str]) -> _TarReader:
         places = [(members[name].offset_data, members[name].size) for name in kept]
@@ -246,7 +261,7 @@ class _FolderReader:
 
     def __call__(self, index: int, /) -> tuple[bytes, str]:
         path = self.root / self.files[index]
-        return path.read_bytes(), str(path)
+        return read_image_file(path), str(path)
 
     def for_random_access(self) -> Reader:
         return self

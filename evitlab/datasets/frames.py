@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from evitlab.datasets.decoding import MAX_PIXELS, OnError, decode_image
-from evitlab.datasets.folders import IMAGE_SUFFIXES
+from evitlab.datasets.decoding import FORMATS, MAX_PIXELS, OnError, decode_image
+from evitlab.datasets.folders import IMAGE_SUFFIXES, read_image_file
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 _ANIMATED = ("GIF", "WEBP", "PNG")  # other formats have pages, or a preview, instead
@@ -143,8 +143,10 @@ def may_move(file: Path) -> bool:
 
 def _moves(file: Path) -> bool:
     """By the header."""
+    if not file.is_file():  # a pipe would be waited for
+        return False
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return image.format in _ANIMATED and getattr(image, "n_frames", 1) > 1
     except Exception:  # plugins raise what they like on corrupt files: said where it is decoded
         return False
@@ -156,7 +158,7 @@ def _frames(file: Path, name: str, every: int) -> Iterator[Frame]:
     elif may_move(file):
         frames = _animation(file, every)
     else:
-        yield Frame(name, decode_image(file.read_bytes(), where=str(file)))
+        yield Frame(name, decode_image(read_image_file(file), where=str(file)))
         return
     for number, picture in frames:
         yield Frame(name, picture, number)
@@ -164,7 +166,7 @@ def _frames(file: Path, name: str, every: int) -> Iterator[Frame]:
 
 def _animation(file: Path, every: int) -> Iterator[tuple[int, Image.Image]]:
     try:
-        with Image.open(io.BytesIO(file.read_bytes())) as image:
+        with Image.open(io.BytesIO(read_image_file(file)), formats=FORMATS) as image:
             _check_pixels(file, *image.size)
             for number in range(0, getattr(image, "n_frames", 1), every):
                 image.seek(number)

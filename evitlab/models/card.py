@@ -80,11 +80,6 @@ def _check_entries(card: Any) -> None:
     config = card["config"]
     _require(isinstance(config, dict), "config", "an object", config)
     _require(_all(card["class_names"], str), "class_names", "a list of names", card["class_names"])
-    count = card.get("num_classes")
-    _require(
-        not card["class_names"] or count in (None, len(card["class_names"])),
-        "num_classes", f"as many as there are class_names ({len(card['class_names'])})", count,
-    )  # fmt: skip
     lengths = (3, config.get("in_chans", 3))
     for name, least in (("mean", -math.inf), ("std", 0)):
         values = card.get(name)

@@ -181,10 +181,12 @@ def _read(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Tensor
         raise ValueError(f"source: expected a state dict of tensors, got {type(state).__name__}")
     for key, value in state.items():
         if not isinstance(key, str) or not _is_plain(value):
-            got = f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else type(value)
+            got = type(value).__name__
+            if isinstance(value, Tensor):
+                got = f"one of {value.dtype}, {value.layout}"
             raise ValueError(
-                f"source: expected a state dict of tensors of real numbers by name, got {got} as "
-                f"{_shown(key)}"
+                f"source: expected a state dict of tensors, got {got} as {_shown(key)}; tensors "
+                "are to be dense, of real numbers and go by names"
             )
     # Index tables and cached biases follow from the window; they are not weights.
     derived = ("attention_bias_idxs", ".ab")
