@@ -48,26 +48,31 @@ def without_encoding(call: ast.Call) -> bool:
     return isinstance(mode, str) and re.fullmatch(r"[rwxat+]+", mode) is not None
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_text_has_an_encoding(path: Path) -> None:
+def test_text_has_an_encoding() -> None:
     """Windows reads and writes text in another one than UTF-8 where none is named."""
-    lines = [call.lineno for call in calls(path) if without_encoding(call)]
-    assert not lines, f"{path.name}: encoding='utf-8' is missing in lines {lines}"
+    missing = [
+        f"{path.name}:{call.lineno}"
+        for path in MODULES
+        for call in calls(path)
+        if without_encoding(call)
+    ]
+    assert not missing, f"encoding='utf-8' is missing: {missing}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_nothing_of_posix_alone(path: Path) -> None:
+def test_nothing_of_posix_alone() -> None:
     """Except behind a question: `hasattr`, `getattr`, `os.name`, an import that may fail."""
-    text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    for node in tree.body:  # what is imported with the module
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        assert not POSIX_MODULES & set(names), f"{path.name}:{node.lineno}: {names}"
-    asked = re.search(r"hasattr\((os|signal)|getattr\((os|signal)|os\.name|sys\.platform", text)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in POSIX_NAMES:
-            assert asked, f"{path.name}:{node.lineno}: {ast.unparse(node)} is POSIX's alone"
+    for path in MODULES:
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        for node in tree.body:  # what is imported with the module
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not POSIX_MODULES & set(names), f"{path.name}:{node.lineno}: {names}"
+        if re.search(r"(has|get)attr\((os|signal)|os\.name|sys\.platform", text):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in POSIX_NAMES:
+                raise AssertionError(f"{path.name}:{node.lineno}: {ast.unparse(node)} is POSIX's")
 
 
 def committed() -> list[str]:
