@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from evitlab.training.folder_lock import held
 
 _WORKER = (sys.executable, "-m", "evitlab.studies.worker")
 _POLL_SECONDS = 0.5
+_LOG_BYTES = 2**16  # with less left on the disk, a run may have nowhere to say what is wrong
 _GRACE_SECONDS = 10  # from asking a run to stop until it is killed
 _ON_ONE_GPU = 8  # short runs at once, where nothing else is said
 
@@ -78,7 +80,9 @@ class _Child:
 
     def last_line(self) -> str:
         lines = re.split(r"[\r\n]", self.log.read_text(encoding="utf-8", errors="replace"))
-        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+        full = shutil.disk_usage(self.log.parent).free < _LOG_BYTES
+        nothing = "no output, as the disk is full" if full else "no output"
+        return next((line.strip() for line in reversed(lines) if line.strip()), nothing)
 
 
 def carry_out(
