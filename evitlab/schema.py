@@ -123,10 +123,21 @@ def _decode_plain(value: Any, where: str) -> Any:
 
 
 def _finite(value: float, where: str) -> float:
-    if not math.isfinite(value):
+    try:
+        fine = math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        fine = False
+    if not fine:
         raise _mismatch(where, "a finite number", value)
     return value
 
 
 def _mismatch(where: str, expected: str, value: Any) -> ValueError:
-    return ValueError(f"{where}: expected {expected}, got {value!r}")
+    shown = repr(value)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}…"
+    return ValueError(f"{_on_one_line(where)}: expected {expected}, got {shown}")
+
+
+def _on_one_line(where: str) -> str:
+    """Keys of a dict are part of the place, and may be anything."""
+    return where if where.isprintable() else repr(where)

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from evitlab.datasets.sources import SPLITS, Reader, Source, canonical_split, split_unsplit
 
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "class")
+_MOST_CLASSES = 10**6  # that numbers stand for
 _BYTES_IN_MEMORY = 512 * 2**20
 
 
@@ -134,14 +135,19 @@ def open_parquet(
         image_column = _image_column(schema, files[0])
         label_column = _label_column(schema, label, files[0])
         columns = [pq.ParquetFile(path).read([label_column])[label_column] for path in files]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{files[0].parent}: a parquet file cannot be read ({error})") from error
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(files[0].parent, error) from error
     if any(column.null_count for column in columns):
         raise ValueError(f"{files[0]}: column {label_column!r} has rows without a label")
     labels = np.concatenate([column.to_numpy().astype(np.int64) for column in columns])
     names = _class_names(schema, label_column, folder)
     if not names:
         count = num_classes or int(labels.max(initial=-1)) + 1
+        if count > _MOST_CLASSES:
+            raise ValueError(
+                f"{files[0]}: column {label_column!r}: expected labels below {_MOST_CLASSES:,} "
+                f"without class names, got {count - 1}"
+            )
         names = tuple(str(number) for number in range(count))
     reader = ParquetReader(files, image_column, f"{title} ({split})")
     return Source(title, split, labels, names, reader)
@@ -174,19 +180,39 @@ def _label_column(schema: pa.Schema, wanted: str | None, path: Path) -> str:
 
 def _class_names(schema: pa.Schema, label_column: str, folder: Path) -> tuple[str, ...]:
     """From `classes.json`, which has readable names, the Hub's schema, or `batches.meta`."""
-    listing = folder / "classes.json"
-    if listing.is_file():
-        entries = json.loads(listing.read_text(encoding="utf-8"))
-        return tuple(e["name"] for e in sorted(entries, key=lambda entry: entry["label"]))
-    metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
-    features = json.loads(metadata).get("info", {}).get("features", {})
-    if names := features.get(label_column, {}).get("names"):
-        return tuple(names)
-    pickled = folder / "batches.meta"
-    if pickled.is_file():
-        with pickled.open("rb") as file:
-            return tuple(_PlainUnpickler(file).load()["label_names"])
+    listing, pickled = folder / "classes.json", folder / "batches.meta"
+    place = listing
+    try:
+        if listing.is_file():
+            entries = json.loads(listing.read_text(encoding="utf-8"))
+            return _names(e["name"] for e in sorted(entries, key=lambda entry: entry["label"]))
+        place = Path("the schema's metadata")
+        metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
+        features = json.loads(metadata).get("info", {}).get("features", {})
+        if names := features.get(label_column, {}).get("names"):
+            return _names(names)
+        place = pickled
+        if pickled.is_file():
+            with pickled.open("rb") as file:
+                return _names(_PlainUnpickler(file).load()["label_names"])
+    # Files from anywhere: a list where an object is expected, pickles of rubbish, endless nesting.
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename:
+            raise
+        raise ValueError(f"{folder}: {place.name} holds no class names ({error})") from error
     return ()
+
+
+def _names(values: Iterable[Any]) -> tuple[str, ...]:
+    names = tuple(values) if not isinstance(values, str) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("expected a list of names")
+    return names
+
+
+def _unreadable(place: object, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())
+    return ValueError(f"{place}: a parquet file cannot be read ({reason})")
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -236,7 +262,10 @@ class ParquetReader:
         with self._lock:
             if position not in self._loaded:
                 number, group = self._groups[position]
-                table = self._parquet[number].read_row_group(group, columns=[self.column])
+                try:
+                    table = self._parquet[number].read_row_group(group, columns=[self.column])
+                except (pa.ArrowException, OSError) as error:
+                    raise _unreadable(self.files[number], error) from error
                 self._loaded[position] = _image_bytes(table[self.column])
                 used = sum(column.nbytes for column in self._loaded.values())
                 while used > _BYTES_IN_MEMORY and len(self._loaded) > 1:

@@ -88,7 +88,7 @@ class Record:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # of numbers too long, or lists too deep, too
             raise ValueError(f"{path}: not a JSON record: {error}") from error
         if not isinstance(content, dict) or "record" not in content:
             raise ValueError(f'{path}: not a record: expected an object with the key "record"')
@@ -97,7 +97,7 @@ class Record:
             raise ValueError(f"{path}: expected a record of type {cls.__name__}, got {found!r}")
         try:
             return decode(content, cls, cls.__name__)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from None
 
 

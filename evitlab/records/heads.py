@@ -97,7 +97,7 @@ class HeadSimilarity(Record):
             h = block.num_heads
             for field in ("similarity", "correlation", "centred", "permuted"):
                 shape = [len(row) for row in getattr(block, field)]
-                if shape != [h] * h:
+                if len(shape) != h or any(length != h for length in shape):
                     raise ValueError(f"{field}: expected {h} x {h} in {block.name}, got {shape}")
             if len(block.entropy) != h:
                 raise ValueError(f"entropy: expected {h} in {block.name}, got {len(block.entropy)}")

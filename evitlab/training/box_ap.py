@@ -96,7 +96,7 @@ def _read(given: Any, argument: str) -> tuple[Any, str]:
         return json.loads(path.read_bytes()), str(path)
     except IsADirectoryError as error:
         raise ValueError(f"{argument}: expected a JSON file, got the folder {path}") from error
-    except ValueError as error:  # also where it is no text at all
+    except (ValueError, RecursionError) as error:  # also where it is no text at all
         raise ValueError(f"{argument}: {path} is no JSON ({error})") from error
 
 
