@@ -52,6 +52,7 @@ def open_detection(
     Raises:
         ValueError: neither a known name nor a path; no such split; annotations that are malformed
             or do not go together, by file and entry; missing images.
+        FileNotFoundError: a named set that is not at hand.
     """
     if split not in (*SPLITS, "all"):
         raise ValueError(f"split: expected one of {', '.join(SPLITS)} or all, got {split!r}")
@@ -98,6 +99,11 @@ def _find_path(name: str) -> Path:
     known = [SCENES, *(folder.name for folder in folders if _holds_annotations(folder))]
     if name in known:
         return home / name
+    if name in _TITLES:  # nothing fetches it
+        raise FileNotFoundError(
+            f"name_or_path: {name} is not at hand; put its images and COCO annotations into "
+            f"{home / name}, or point EVITLAB_DATA to the folder that holds {name}/"
+        )
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
     raise ValueError(
         f"name_or_path: {name!r} is neither an existing path nor a data set with boxes; closest "
