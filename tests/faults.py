@@ -100,7 +100,7 @@ def lives(process: psutil.Process) -> bool:
 
 def gone(processes: Sequence[psutil.Process]) -> None:
     """Wait for processes to end by themselves, as those must whose parent was killed."""
-    limit = time.monotonic() + LIMIT_S / 3
+    limit = time.monotonic() + LIMIT_S  # one that is still being imported looks up only then
     while left := [process for process in processes if lives(process)]:
         assert time.monotonic() < limit, f"left to itself: {left}"
         time.sleep(0.01)
