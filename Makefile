@@ -7,18 +7,21 @@ SCALE ?= quick
 OUT ?= figures
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := .venv/$(SCRIPTS)
+OLDEST := .venv-oldest/$(SCRIPTS)
 PY := $(BIN)/python
 STAMP := .venv/.installed
+ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup reproduce test faults hostile lint notebooks figures lab lock
+.PHONY: help setup reproduce test test-oldest faults hostile lint notebooks figures lab lock
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP)  ## create .venv with the packages of requirements.lock
 	@echo ".venv is ready: $$($(PY) --version)"
@@ -27,7 +30,15 @@ reproduce: $(STAMP)  ## the main job: run the notebooks, draw the figures, compa
 	@$(PY) -m evitlab reproduce --scale $(SCALE) --out $(OUT)
 
 test: $(STAMP)  ## run the tests on all cores; needs no network (make test ARGS="-k report")
-	@$(PY) -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(ARGS)
+	@$(PY) -m pytest $(ON_ALL_CORES) $(ARGS)
+
+# Their deprecation warnings are theirs, so a warning is no error here.
+test-oldest: $(STAMP)  ## the same with the oldest packages that pyproject.toml allows
+	@[ -x $(OLDEST)/python ] || { echo "Installing the oldest packages into .venv-oldest ..."; \
+	  $(PY) -m venv .venv-oldest; }
+	@$(OLDEST)/python -m pip install --quiet --no-deps -r requirements-oldest.lock
+	@$(OLDEST)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(OLDEST)/python -m pytest $(ON_ALL_CORES) -o filterwarnings=default $(ARGS)
 
 faults: $(STAMP)  ## kill, starve and fill up running commands at length; prints the table
 	@$(PY) -m pytest --thorough --tables data/results tests/test_faults_*.py $(ARGS)
@@ -50,10 +61,12 @@ figures: $(STAMP)  ## redraw figures/ at quick scale, the notebooks left as they
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab --VoilaConfiguration.file_denylist='.*' notebooks/00_tour.ipynb
 
+COMPILE = $(PY) -m uv pip compile --quiet --universal --all-extras --python-version 3.11 \
+	  --no-annotate --custom-compile-command "make lock" pyproject.toml
+
 lock: $(STAMP)  ## pin the packages again (make lock UPGRADE=1: to their newest versions)
-	@$(PY) -m uv pip compile --quiet --universal --all-extras --python-version 3.11 \
-	  --no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
-	  pyproject.toml --output-file requirements.lock
+	@$(COMPILE) $(if $(UPGRADE),--upgrade) --output-file requirements.lock
+	@$(COMPILE) --upgrade --resolution lowest-direct --output-file requirements-oldest.lock
 
 # Installed once, and again when the lock changes. The lock is complete, so nothing beside it is
 # resolved, and it holds evitlab's build backend, so that the last step needs no network.
