@@ -20,8 +20,8 @@ from packaging.utils import canonicalize_name
 from evitlab import resources
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCK = (ROOT / "requirements.lock").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 
 # What conda-forge calls by another name than PyPI.
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
@@ -117,7 +117,7 @@ def test_lock_is_complete() -> None:
 
 
 def test_conda_environment_is_pyproject() -> None:
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert environment["channels"][0] == "conda-forge"
     *packages, own = environment["dependencies"]
     assert own == {"pip": ["-e ."]}
@@ -152,7 +152,7 @@ def test_wheel_carries_data_and_notebooks(wheel: Path) -> None:
     files = set(zipfile.ZipFile(wheel).namelist())
     ours = {
         kind: [path.relative_to(ROOT).as_posix() for path in ROOT.glob(kind)]
-        for kind in ("evitlab/**/*.py", "data/paper/*.csv", "notebooks/*.ipynb")
+        for kind in ("evitlab/**/*.py", "evitlab/*.pyi", "data/paper/*.csv", "notebooks/*.ipynb")
     }
     for kind, paths in ours.items():
         assert paths, f"nothing matches {kind}"
@@ -175,6 +175,28 @@ def test_installed_wheel_finds_its_files(wheel: Path, tmp_path: Path) -> None:
     package = tmp_path / "evitlab"
     assert result.stdout.split() == ["None", str(package / "data"), str(package / "notebooks")]
     assert list((package / "data" / "paper").glob("*.csv"))
+
+
+def test_installed_wheel_runs_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    """Weights and records are found, and nothing is written beside the package."""
+    installed, empty = tmp_path / "site", tmp_path / "empty"
+    zipfile.ZipFile(wheel).extractall(installed)
+    empty.mkdir()
+    before = {path: path.stat().st_mtime_ns for path in installed.rglob("*") if path.is_file()}
+    script = (
+        "import evitlab, sys; from evitlab.cli import main; print(evitlab.__file__);"
+        "sys.exit(main(['doctor']) or main(['recipes']))"
+    )
+    outside = {**os.environ, "PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=empty, env=outside, capture_output=True,
+        text=True, encoding="utf-8",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert Path(result.stdout.splitlines()[0]) == installed / "evitlab" / "__init__.py"
+    assert "all is well" in result.stdout and "efficientvit_m0_embedded" in result.stdout
+    after = {path: path.stat().st_mtime_ns for path in installed.rglob("*") if path.is_file()}
+    assert after == before and not list(empty.iterdir())
 
 
 def test_checkout_finds_its_files() -> None:
@@ -223,7 +245,7 @@ def test_makefile_lists_its_targets() -> None:
 
 def test_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"))
     old = tmp_path / "python3.9"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
