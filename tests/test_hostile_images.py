@@ -55,7 +55,7 @@ def damaged(data: bytes, count: int) -> Iterator[tuple[str, bytes]]:
         changed = bytearray(data)
         last = min(64, len(data)) if number % 2 else len(data)
         for place in random.integers(0, last, 1 + number % 5).tolist():
-            changed[place] = int(random.choice([0, 1, 127, 128, 255, random.integers(256)]))
+            changed[place] = int(random.choice([0, 1, 127, 128, 255, int(random.integers(256))]))
         yield f"changed {number}", bytes(changed)
 
 
@@ -157,7 +157,7 @@ def streamed(folder: Path) -> None:
         data[0]
 
 
-def archive(fill: Callable[[tarfile.TarFile], None], mode: str = "w") -> bytes:
+def archive(fill: Callable[[tarfile.TarFile], object], mode: str = "w") -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
         fill(tar)
@@ -218,11 +218,13 @@ def archives(outside: Path) -> dict[str, bytes]:
     made |= {
         "sparse": archive(lambda tar: tar.addfile(sparse, io.BytesIO(b"1\n0\n9\n".ljust(512)))),
         "many empty members": archive(
-            lambda tar: [tar.addfile(member(f"c{i % 7}/{i}.png")) for i in range(3_000)] and None
+            lambda tar: [*map(tar.addfile, (member(f"c{i % 7}/{i}.png") for i in range(3_000)))]
         ),
         "twice": archive(
-            lambda tar: [tar.addfile(member("cat/x.png", size=len(d)), io.BytesIO(d))
-                         for d in (png_file, b"other")] and None
+            lambda tar: [*map(
+                tar.addfile, [member("cat/x.png", size=len(png_file))] * 2,
+                [io.BytesIO(png_file), io.BytesIO(png_file[::-1])],
+            )]
         ),
         "gzip bomb": gzip.compress(bytes(2**28), 1), "bzip2 bomb": bz2.compress(bytes(2**25), 1),
         "gzip bomb of a tar": gzip.compress(

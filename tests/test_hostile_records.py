@@ -3,8 +3,6 @@
 What is tried with a record follows from its class: each field in turn is left out, or nonsense.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Iterator
@@ -84,7 +82,7 @@ def test_records(tmp_path: Path, record_property: Recorder, pytestconfig: pytest
     assert len(extra) > 20 and all(one.kind == "refused" for one in extra)
 
 
-def annotations() -> dict[str, Any]:
+def coco() -> dict[str, Any]:
     return {
         "images": [{"id": 1, "file_name": "a.png", "width": 32, "height": 24}],
         "categories": [{"id": 3, "name": "cat"}],
@@ -140,10 +138,10 @@ def test_annotations(
     Image.new("RGB", (32, 24)).save(png, "PNG")
     images = room.file("images/a.png", png.getvalue()).parent
     (room.outside / "a.png").write_bytes(png.getvalue())
-    cases: dict[str, str] = {name: json.dumps(one) for name, one in changed(annotations())}
+    cases: dict[str, str] = {name: json.dumps(one) for name, one in changed(coco())}
     for name in ("../../../outside/a.png", f"{room.outside}/a.png", "..\\..\\outside\\a.png",
                  "a.png/../../../../outside/a.png", "\0", "a\n.png", "x" * 10**5):  # fmt: skip
-        content = annotations()
+        content = coco()
         content["images"][0]["file_name"] = name
         cases[f"named {name[:40]!r}"] = json.dumps(content)
     cases |= {"deep": "[" * 10**5, "no JSON": "{", "a list": "[]", "digits": "9" * 10**4}
@@ -155,7 +153,7 @@ def test_annotations(
         if number % 8 == 0:
             attempts.append(Attempt(f"AP of {name}", partial(box_ap, path, [])))
     result = [{"image_id": 1, "category_id": 3, "bbox": [1, 2, 8, 9], "score": 0.5}]
-    truth = room.file("truth.json", json.dumps(annotations()))
+    truth = room.file("truth.json", json.dumps(coco()))
     for number, (name, found) in enumerate(changed(result)):
         path = room.file(f"found/{number}.json", json.dumps(found))
         attempts.append(Attempt(f"result {name}", partial(box_ap, truth, path)))
