@@ -61,7 +61,7 @@ for name, words in {
 main(["models"])  # into whatever encoding this process prints in
 """
 # They say when, how fast and where, and the checkpoint holds the record.
-TIMES = re.compile(r'"(date|seconds|img_per_s)": ("[^"]*"|[-0-9.e+]+)')
+TIMES = re.compile(r'"(date|seconds|img_per_s|git_commit)": ("[^"]*"|[-0-9.e+]+)')
 NOT_COMPARED = {"last.pt", "before-last.pt"}
 
 

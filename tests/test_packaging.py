@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 
 # Not on conda-forge as it is needed here, and what it calls by another name than PyPI.
-BY_PIP = {"captum"}  # conda-forge has 0.7; pip brings it with evitlab itself
+BY_PIP = {"captum", "onnxscript"}  # conda-forge's are older; pip brings them with evitlab itself
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 PLATFORMS = {
     "Linux": {"sys_platform": "linux", "os_name": "posix", "platform_machine": "x86_64"},
@@ -121,7 +121,7 @@ def test_conda_environment_is_pyproject() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert environment["channels"][0] == "conda-forge"
     *packages, own = environment["dependencies"]
-    assert own == {"pip": ["-e ."]}
+    assert own == {"pip": ["-e .[onnx]"]}
     assert "pip" in packages
     conda = {}
     for line in packages:
