@@ -13,6 +13,8 @@ from typing import Any
 # Before anything is imported that reads them.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several that share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pandas as pd

@@ -13,6 +13,7 @@ from small_runs import shapes, tiny_vit, write_folder
 from evitlab.training.checkpoint import save_weights
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals to kill with")
+streamed = faults.images_are_streamed
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,6 @@ def reference(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
     code, output = faults.run([*command, str(out)], out.with_name("log"), streamed)
     assert code == 0, output
     return out
-
-
-streamed = faults.images_are_streamed
 
 
 def test_a_reader_dies(

@@ -96,6 +96,7 @@ def _train_there(args: argparse.Namespace) -> None:
     from evitlab.analysis.conditions import cpu_threads
     from evitlab.datasets import default_dataset_name, open_dataset
     from evitlab.models.starting import starting_model
+    from evitlab.models.weights import load_weights
     from evitlab.models.zoo import create_model, list_models, model_name
     from evitlab.training.classifier import train
     from evitlab.training.identity import weights_identity
@@ -106,6 +107,8 @@ def _train_there(args: argparse.Namespace) -> None:
         raise ValueError(f"--recipe: expected one of {', '.join(RECIPES)}, got {args.recipe!r}")
     if args.model not in list_models():
         create_model(args.model)  # its error names the closest; now, not after decoding the data
+    if args.weights == "timm":  # fetched now: nor does it wait to say that the hub is out of reach
+        load_weights(create_model(args.model), "timm", strict=False)
     changes = {
         name: getattr(args, name) for name in _RECIPE_OPTIONS if getattr(args, name) is not None
     }
