@@ -154,7 +154,7 @@ class Room:
         if child == 0:
             try:
                 os.close(reading)
-                _Child(self, writing).work(attempts, memory_mib)
+                Watch(self, writing).work(attempts, memory_mib)
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()
@@ -186,8 +186,12 @@ class Room:
         return outcomes
 
 
-class _Child:
-    """The watched process: tries one input after another and writes what came of each."""
+class Watch:
+    """Of a watched process: it tries one input after another and writes what came of each.
+
+    Attributes:
+        executed, outside: what the audit hook `see` saw.
+    """
 
     def __init__(self, room: Room, pipe: int) -> None:
         self.room, self.pipe = room, pipe
@@ -211,7 +215,7 @@ class _Child:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.chdir(self.room.target)
         warnings.resetwarnings()  # a user sees them; an error, as in tests, would hide what follows
-        sys.addaudithook(self._watch)
+        sys.addaudithook(self.see)
         for one in attempts:
             self.executed, self.outside = [], []
             before = _memory_mib(reset=True)
@@ -226,7 +230,7 @@ class _Child:
             while data:
                 data = data[os.write(self.pipe, data) :]
 
-    def _watch(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def see(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event.startswith(_RUNS_CODE):
             if event == "subprocess.Popen" and arguments[0] in _OWN_PROGRAMS:
                 return

@@ -150,6 +150,10 @@ def open_parquet(
             )
         names = tuple(str(number) for number in range(count))
     reader = ParquetReader(files, image_column, f"{title} ({split})")
+    if reader.rows != len(labels):
+        raise ValueError(
+            f"{files[0]}: column {label_column!r} holds {len(labels)} labels of {reader.rows} rows"
+        )
     return Source(title, split, labels, names, reader)
 
 
@@ -246,6 +250,11 @@ class ParquetReader:
         self._loaded: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()
 
+    @property
+    def rows(self) -> int:
+        """As the files' footers declare them."""
+        return self._starts[-1]
+
     def __getstate__(self) -> dict[str, Any]:
         return {"files": self.files, "column": self.column, "title": self.title}
 
@@ -264,9 +273,13 @@ class ParquetReader:
                 number, group = self._groups[position]
                 try:
                     table = self._parquet[number].read_row_group(group, columns=[self.column])
-                except (pa.ArrowException, OSError) as error:
+                    images = _image_bytes(table[self.column])
+                    declared = self._starts[position + 1] - self._starts[position]
+                    if len(images) != declared:  # a damaged file's, which Arrow reads all the same
+                        raise ValueError(f"declares {declared} rows, holds {len(images)}")
+                except (ValueError, pa.ArrowException, OSError) as error:
                     raise _unreadable(self.files[number], error) from error
-                self._loaded[position] = _image_bytes(table[self.column])
+                self._loaded[position] = images
                 used = sum(column.nbytes for column in self._loaded.values())
                 while used > _BYTES_IN_MEMORY and len(self._loaded) > 1:
                     used -= self._loaded.popitem(last=False)[1].nbytes

@@ -1,0 +1,78 @@
+"""Coverage-guided fuzzing of what reads files from anywhere, for a bounded time.
+
+Each reader runs in a process of its own, see `fuzz_targets.py`, seeded with small valid files. What
+a reader may raise are ValueError and OSError, in one line; anything else ends the process and fails
+the test. What was found that way is tried here ever after.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fuzz_targets import TARGETS
+from hostile import NEEDS_FORK, Attempt, Recorder, Room, tabled
+
+pytestmark = NEEDS_FORK
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The folder where the fuzzer left what came of each target."""
+    if find_spec("atheris") is None:
+        pytest.skip("atheris is not installed")
+    thorough = pytestconfig.getoption("--thorough")
+    options = ["-max_total_time=120"] if thorough else ["-max_total_time=2", "-seed=1"]
+    options += ["-rss_limit_mb=3000", "-timeout=60", "-max_len=16384"]
+    root = tmp_path_factory.mktemp("fuzz")
+    script = Path(__file__).with_name("fuzz_targets.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(root), *options], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_fuzz(name: str, fuzzed: Path, record_property: Recorder) -> None:
+    results = json.loads((fuzzed / "results.json").read_text(encoding="utf-8"))[name]
+    accepted, refused, crashed = results["accepted"], results["refused"], results["status"] != 0
+    row: dict[str, Any] = {
+        "kind": f"fuzzed by coverage: {name.removesuffix('_file')}",
+        "inputs tried": accepted + refused + crashed,
+        "refused": refused,
+        "accepted": accepted,
+        "crashes": int(crashed),
+        "code executed": results["executed"],
+        "files outside": results["outside"],
+    }
+    record_property("hostile input", row)
+    said = (fuzzed / name / "said.txt").read_text(encoding="utf-8", errors="replace")
+    assert not (crashed or results["executed"] or results["outside"]), f"{row}\n{said[-3000:]}"
+    assert accepted and refused, row
+
+
+def test_each_byte_of_a_parquet_footer(tmp_path: Path, record_property: Recorder) -> None:
+    """Found: a footer that declares more rows than its columns hold was an IndexError."""
+    room, file = Room(tmp_path), io.BytesIO()
+    pq.write_table(pa.table({"image": [b"a", b"b"], "label": [0, 1]}), file, store_schema=False)
+    whole = file.getvalue()
+    first = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    attempts = []
+    for place in range(first, len(whole)):
+        for change in (2, 128):
+            altered = bytearray(whole)
+            altered[place] = (altered[place] + change) % 256
+            opened = partial(TARGETS["parquet_file"], bytes(altered), room.target)
+            attempts.append(Attempt(f"byte {place} + {change}", opened))
+    outcomes = room.attempt(attempts)
+    tabled(record_property, "parquet: each byte of a footer changed", outcomes)
