@@ -6,13 +6,13 @@ Tried on small records of each class whose values, and lengths of lists, have be
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import tried
 from some_records import RECORDS, one_of
 
 from evitlab import Finding, conclude
@@ -24,18 +24,6 @@ OTHERS = st.none() | st.booleans() | st.integers() | FINITE | st.text(max_size=8
 SAME_TYPE: dict[type[Any], st.SearchStrategy[Any]] = {
     bool: st.booleans(), int: st.integers(), float: FINITE, str: st.text(max_size=8),
 }  # fmt: skip
-
-
-def tried(config: pytest.Config, usual: int) -> Callable[[Any], Any]:
-    """How often a law is tried: the same examples each time, or many new ones with --thorough."""
-    thorough = config.getoption("--thorough")
-    return settings(
-        max_examples=300 if thorough else usual,
-        derandomize=not thorough,
-        database=None,
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
 
 
 def changed(data: st.DataObject, value: Any) -> Any:
