@@ -221,22 +221,28 @@ def _read_only_at(number: int) -> None:
     setattr(base, "open", counted)  # noqa: B010 - a builtin, to mypy
 
 
-def die_at(number: int, call: str = "replace", *, moment: str = "before") -> Fault:
-    """`kill -9` from within, just before or after the n-th `os.<call>` from now, from 1."""
-    return partial(_die_at, number, call, moment)
+def die_at(
+    number: int,
+    call: str = "replace",
+    *,
+    moment: str = "before",
+    sent: signal.Signals = signal.SIGKILL,
+) -> Fault:
+    """A signal from within, just before or after the n-th `os.<call>` from now, from 1."""
+    return partial(_die_at, number, call, moment, sent)
 
 
-def _die_at(number: int, call: str, moment: str) -> None:
+def _die_at(number: int, call: str, moment: str, sent: signal.Signals) -> None:
     whole, calls = getattr(os, call), 0
 
     def counted(*args: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == number and moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), sent)
         result = whole(*args, **options)
-        if calls == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if calls == number and moment == "after":
+            os.kill(os.getpid(), sent)
         return result
 
     setattr(os, call, counted)

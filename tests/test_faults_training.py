@@ -163,9 +163,8 @@ def test_asked_to_end(
     """By a cluster or `kill`, or by Ctrl-C, in the second epoch or later."""
     faults.only_thorough(pytestconfig, unless=given == "SIGINT")
     out, log = tmp_path / "run", tmp_path / "log"
-    begun = faults.Command([*command, str(out)], log)
-    faults.wait_for(out / "checkpoints" / "last.pt", begun.process)
-    begun.send(signal.Signals[given])
+    sent = faults.die_at(4, moment="after", sent=signal.Signals[given])
+    begun = faults.Command([*command, str(out)], log, sent)
     assert begun.wait() == code, begun.output()
     if given == "SIGINT":
         assert begun.last_line() == "interrupted; the same command continues where it can"

@@ -9,6 +9,7 @@ Swin's.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,6 +140,8 @@ def _onnxruntime(model: nn.Module, setting: Setting) -> Call:
 
 
 def _openvino(model: nn.Module, setting: Setting) -> Call:
+    # OpenVINO tells its makers that it is used, unless this package of theirs is missing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     core = openvino.Core()

@@ -54,7 +54,7 @@ def explained(recipe: Recipe, img_size: tuple[int, int], last: Path) -> Iterator
     """
     try:
         yield
-    except (RuntimeError, MemoryError, Terminated) as error:
+    except (RuntimeError, MemoryError, EOFError, Terminated) as error:
         if isinstance(error, (OutOfMemory, LostProcess)):
             raise
         if is_out_of_memory(error):
@@ -64,7 +64,8 @@ def explained(recipe: Recipe, img_size: tuple[int, int], last: Path) -> Iterator
                 f"{recipe.batch_size}) or img_size (--img-size, now {img_size[0]}x{img_size[1]}), "
                 f"or raise accumulate (--accumulate, now {recipe.accumulate}); {last_good(last)}"
             ) from error
-        if _READER.search(str(error)):
+        # EOFError: what starts them is gone, and no longer answers.
+        if isinstance(error, EOFError) or _READER.search(str(error)):
             raise LostProcess(
                 "a process that reads the images is gone (killed, perhaps as memory ran out, or "
                 f"crashed); {last_good(last)}, and the same command continues"
