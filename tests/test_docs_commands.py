@@ -208,7 +208,7 @@ def parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read = Parser.parse_args
 
     def stop(self: Parser, *args: object, **options: object) -> None:
-        read(self, *args, **options)  # type: ignore[call-overload]
+        read(self, *args, **options)
         raise Parsed
 
     with monkeypatch.context() as patch, pytest.raises(Parsed):

@@ -70,9 +70,9 @@ def test_nothing_of_posix_alone() -> None:
             assert not POSIX_MODULES & set(names), f"{path.name}:{node.lineno}: {names}"
         if re.search(r"(has|get)attr\((os|signal)|os\.name|sys\.platform", text):
             continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and ast.unparse(node) in POSIX_NAMES:
-                raise AssertionError(f"{path.name}:{node.lineno}: {ast.unparse(node)} is POSIX's")
+        for part in ast.walk(tree):
+            if isinstance(part, ast.Attribute) and ast.unparse(part) in POSIX_NAMES:
+                raise AssertionError(f"{path.name}:{part.lineno}: {ast.unparse(part)} is POSIX's")
 
 
 def committed() -> list[str]:

@@ -131,7 +131,7 @@ def shown(value: Any) -> Any:
 def result(name: str, case: dict[str, Any]) -> Any:
     subject = Subject(family=case["family"])
     with TemporaryDirectory() as folder:
-        extra = {"folder": Path(folder) / "run"} if name == "train" else {}
+        extra: dict[str, Any] = {"folder": Path(folder) / "run"} if name == "train" else {}
         return shown(run(name, subject, **case["options"], **extra))
 
 
