@@ -143,6 +143,7 @@ def _carry_out(argv: list[str], log: Path, faults: Sequence[Fault]) -> None:
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has none
     for fault in faults:
         fault()
     sys.exit(main(argv))
