@@ -23,6 +23,8 @@ import torch
 from browser import NO_CHROMIUM, find_chromium
 from timm.layers import config as timm_config
 
+from evitlab.records import write_atomically
+
 pytest_plugins = ["offline"]  # no network
 
 
@@ -48,8 +50,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(name)
         terminalreporter.write_line(pd.DataFrame(rows).to_string(index=False))
         if folder is not None:
-            path = folder / f"{name.replace(' ', '_')}.json"
-            path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            content = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+            write_atomically(folder / f"{name.replace(' ', '_')}.json", content)
 
 
 def pytest_report_header() -> str:

@@ -12,7 +12,9 @@ from evitlab.training.recipe import Recipe
 
 # torch raises its own type on a GPU, and a plain RuntimeError on a CPU.
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Unable to allocate", re.I)
-_READER = re.compile(r"DataLoader worker", re.I)  # how torch begins where one of them has ended
+# What torch says where one of them has ended, and Python where what starts them has; an error
+# *in* one of them is told by other words.
+_READER = re.compile(r"^(DataLoader worker \(pid|unexpected EOF$)")
 # What gloo, NCCL and the store say when the other end is gone or silent.
 _LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|socket", re.I
@@ -64,8 +66,7 @@ def explained(recipe: Recipe, img_size: tuple[int, int], last: Path) -> Iterator
                 f"{recipe.batch_size}) or img_size (--img-size, now {img_size[0]}x{img_size[1]}), "
                 f"or raise accumulate (--accumulate, now {recipe.accumulate}); {last_good(last)}"
             ) from error
-        # EOFError: what starts them is gone, and no longer answers.
-        if isinstance(error, EOFError) or _READER.search(str(error)):
+        if _READER.search(str(error)):
             raise LostProcess(
                 "a process that reads the images is gone (killed, perhaps as memory ran out, or "
                 f"crashed); {last_good(last)}, and the same command continues"
