@@ -109,7 +109,7 @@ def reproduce(
     the last lines of stdout are the report.
 
     Args:
-        scale: "smoke" (seconds, for tests) or "quick" (two CPU cores, minutes).
+        scale: "smoke" (the least that runs all of it) or "quick" (two CPU cores): minutes both.
         out_dir: receives the figures, `findings/<notebook>.json` and, in `notebooks/`, the executed
             copies.
         notebooks: names ("00_tour", or only its number), files, or a folder; None is all.

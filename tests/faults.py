@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -46,6 +47,7 @@ _PRELOADED = [
     "torch._dynamo", "torch.utils.data",
 ]  # fmt: skip
 LIMIT_S = 300  # of any command here, on a machine with other work: beyond it, it hangs
+_read, _corrupt = Counter[str](), Counter[str]()  # of each test: files that `unreadable` looked at
 # What differs between two runs that are equal: when and where they were made, and how fast.
 _TIMES = {"date", "seconds", "img_per_s", "git_commit", "command"}
 
@@ -133,6 +135,10 @@ class Command:
         """All that it said, on both streams."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
+    def refuses(self, folder: Path) -> str:
+        """How the line begins with which another command leaves it a folder."""
+        return f"evitlab: error: {folder} is in use by process {self.pid} on "
+
     def last_line(self) -> str:
         return self.output().strip().splitlines()[-1]
 
@@ -153,6 +159,31 @@ def run(argv: Sequence[str], log: Path, *faults: Fault) -> tuple[int, str]:
     """(exit code, output) of a command."""
     command = Command(argv, log, *faults)
     return command.wait(), command.output()
+
+
+def finished(argv: Sequence[str], out: Path, *faults: Fault) -> tuple[Path, float]:
+    """A command that must succeed, with `out` as its last word: that folder, and the seconds."""
+    began = time.monotonic()
+    code, output = run([*argv, str(out)], out.with_name(f"{out.name}.log"), *faults)
+    assert code == 0, output
+    return out, time.monotonic() - began
+
+
+def one_line(output: str) -> str:
+    """The line that a command ends with: all that it says of a mistake."""
+    line = output.strip().splitlines()[-1]
+    assert line.startswith("evitlab: error: ") and "Traceback" not in output, output
+    return line
+
+
+@contextmanager
+def stopped(command: Command) -> Iterator[None]:
+    """A command that stands still, so that it is not done before another has come."""
+    command.send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        command.send(signal.SIGCONT)
 
 
 def tries(config: pytest.Config, *, quick: int, thorough: int) -> int:
@@ -184,7 +215,8 @@ def note(
     assert equal and all(equal), f"{fault}: {sum(equal)} of {len(equal)} came to the same"
     row = {
         "fault": fault, "command": command, "tries": tries or len(equal), "lost work": lost,
-        "corrupt files": 0, "resumed equal": f"{sum(equal)} of {len(equal)}",
+        "files read": _read[_this_test()], "corrupt files": _corrupt[_this_test()],
+        "resumed equal": f"{sum(equal)} of {len(equal)}",
     }  # fmt: skip
     record_property("faults", row)
 
@@ -337,14 +369,20 @@ def _memory_runs_out(where: str, epoch: int) -> None:
 
 def unreadable(folder: Path) -> list[str]:
     """Files below a folder that no reader takes, and files of no known kind: must be none."""
-    broken = []
+    broken: list[str] = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith(".lock") and not is_litter(path):
+            _read[_this_test()] += 1
             try:
                 _READERS[path.suffix](path)
             except Exception as error:  # whatever a reader says of a broken file
                 broken.append(f"{path.relative_to(folder)}: {type(error).__name__}: {error}")
+    _corrupt[_this_test()] += len(broken)
     return broken
+
+
+def _this_test() -> str:
+    return os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
 
 
 def is_litter(path: Path) -> bool:

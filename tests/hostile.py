@@ -118,7 +118,7 @@ class Room:
         return found
 
     def attempt(
-        self, attempts: Sequence[Attempt], *, limit_s: float = 15, memory_mib: int = 1024
+        self, attempts: Sequence[Attempt], *, limit_s: float = 60, memory_mib: int = 1024
     ) -> list[Outcome]:
         """Open each input in a child; where it dies or hangs, the next child goes on.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +55,7 @@ def test_kill_9_at_random(
 ) -> None:
     argv = request.getfixturevalue(name)
     for warm in ("warm", "whole"):
-        began = time.monotonic()
-        code, output = faults.run([*argv, str(tmp_path / warm)], tmp_path / "log")
-        assert code == 0, output
-        seconds = time.monotonic() - began
+        _, seconds = faults.finished(argv, tmp_path / warm)
     whole = results(tmp_path / "whole")
     assert whole == results(tmp_path / "warm"), "equal commands come to different ends"
     tries = faults.tries(pytestconfig, quick=2, thorough=8)
@@ -74,8 +70,7 @@ def test_kill_9_at_random(
             assert not faults.unreadable(out)
             ended = code == 0
             kills += not ended
-        code, output = faults.run([*argv, str(out)], tmp_path / "log")
-        assert code == 0, output
+        faults.finished(argv, out)
         assert not faults.litter(out)
         equal.append(results(out) == whole)
     faults.note(
@@ -99,8 +94,8 @@ def test_kill_9_before_a_file_takes_its_place(
     code, output = faults.run([*argv, str(out)], tmp_path / "log", faults.die_at(number))
     assert code == -9 and len(faults.litter(out)) == 1, output
     assert not faults.unreadable(out)
-    code, output = faults.run([*argv, str(out)], tmp_path / "log")
-    assert code == 0 and not faults.litter(out), output
+    faults.finished(argv, out)
+    assert not faults.litter(out)
 
 
 def test_two_at_once(prune: list[str], tmp_path: Path, record_property: Any) -> None:
@@ -108,7 +103,7 @@ def test_two_at_once(prune: list[str], tmp_path: Path, record_property: Any) -> 
     first = faults.Command([*prune, str(out)], tmp_path / "first.log")
     faults.wait_for(out / ".lock-holder", first.process)
     code, output = faults.run([*prune, str(out)], tmp_path / "second.log")
-    line = output.strip().splitlines()[-1]
-    assert code == 2 and f"{out} is in use by process {first.pid} on " in line, output
+    line = faults.one_line(output)
+    assert code == 2 and line.startswith(first.refuses(out)), line
     assert first.wait() == 0, first.output()
     faults.note(record_property, "two on one folder", "prune", lost="nothing", equal=[True])

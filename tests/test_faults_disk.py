@@ -8,40 +8,21 @@ from typing import Any
 
 import faults
 import pytest
-from small_runs import shapes, tiny_vit, write_folder
-
-from evitlab.training.checkpoint import save_weights
+from faults import one_line
+from small_runs import train_command
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """As in test_faults_training, of three epochs."""
-    root = tmp_path_factory.mktemp("faults")
-    data = write_folder(root / "data", {"train": shapes(24), "val": shapes(6, "val")})
-    start = save_weights(tiny_vit(), root / "tiny.safetensors")
-    return [
-        *("train", "efficientvit_m0", "--data", str(data), "--weights", str(start)),
-        *("--recipe", "smoke", "--epochs", "3", "--batch-size", "12", "--threads", "1"),
-        *("--device=cpu", "--out"),
-    ]
+    return train_command(tmp_path_factory.mktemp("faults"), epochs=3)
 
 
 @pytest.fixture(scope="module")
 def reference(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing happened to."""
-    out = tmp_path_factory.mktemp("reference") / "run"
-    code, output = faults.run([*command, str(out)], out.with_name("log"))
-    assert code == 0, output
-    return out
-
-
-def one_line(output: str) -> str:
-    """The line that a command ends with: all that it says of its mistake."""
-    line = output.strip().splitlines()[-1]
-    assert line.startswith("evitlab: error: ") and "Traceback" not in output, output
-    return line
+    return faults.finished(command, tmp_path_factory.mktemp("reference") / "run")[0]
 
 
 # Too little for the second checkpoint beside the first; for the final weights; for a figure.

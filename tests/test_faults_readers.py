@@ -10,9 +10,7 @@ from typing import Any
 import faults
 import psutil
 import pytest
-from small_runs import shapes, tiny_vit, write_folder
-
-from evitlab.training.checkpoint import save_weights
+from small_runs import train_command
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals to kill with")
 streamed = faults.images_are_streamed
@@ -20,23 +18,13 @@ streamed = faults.images_are_streamed
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    root = tmp_path_factory.mktemp("faults")
-    data = write_folder(root / "data", {"train": shapes(24), "val": shapes(6, "val")})
-    start = save_weights(tiny_vit(), root / "tiny.safetensors")
-    return [
-        *("train", "efficientvit_m0", "--data", str(data), "--weights", str(start)),
-        *("--recipe", "smoke", "--epochs", "3", "--batch-size", "12", "--threads", "1"),
-        *("--img-size", "32", "--device=cpu", "--out"),
-    ]
+    return train_command(tmp_path_factory.mktemp("faults"), "--img-size", "32", epochs=3)
 
 
 @pytest.fixture(scope="module")
 def reference(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing happened to."""
-    out = tmp_path_factory.mktemp("reference") / "run"
-    code, output = faults.run([*command, str(out)], out.with_name("log"), streamed)
-    assert code == 0, output
-    return out
+    return faults.finished(command, tmp_path_factory.mktemp("reference") / "run", streamed)[0]
 
 
 def a_reader(command: faults.Command) -> psutil.Process:

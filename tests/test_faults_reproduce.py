@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +49,8 @@ def reference(
 ) -> tuple[dict[str, Any], float]:
     """What is there when nothing happens, and the seconds that it takes."""
     out = tmp_path_factory.mktemp("reference") / "out"
-    began = time.monotonic()
-    code, output = faults.run([*command, str(out)], out.with_name("log"))
-    assert code == 0, output
-    return results(out), time.monotonic() - began
+    _, seconds = faults.finished(command, out)
+    return results(out), seconds
 
 
 def results(out: Path) -> dict[str, Any]:
@@ -68,41 +65,46 @@ def results(out: Path) -> dict[str, Any]:
 
 
 def finish(command: list[str], out: Path, whole: dict[str, Any]) -> bool:
-    code, output = faults.run([*command, str(out)], out.with_name("log"))
-    assert code == 0 and output.count("ok,") == 2, output
+    faults.finished(command, out)
+    assert out.with_name(f"{out.name}.log").read_text(encoding="utf-8").count("ok,") == 2
     assert not faults.unreadable(out) and not faults.litter(out)
     return results(out) == whole
 
 
+@pytest.mark.parametrize("given, code", [("SIGKILL", -9), ("SIGTERM", -15), ("SIGINT", 130)])
 def test_ended_in_every_way(
     command: list[str],
     reference: tuple[dict[str, Any], float],
     tmp_path: Path,
     pytestconfig: pytest.Config,
     record_property: Any,
+    given: str,
+    code: int,
 ) -> None:
     """One upon the other, on one folder: the kernels end too, and what is there is whole."""
     whole, seconds = reference
-    tries, moments = faults.tries(pytestconfig, quick=1, thorough=20), random.Random(8)
+    tries = faults.tries(pytestconfig, quick=1, thorough=20 if given == "SIGKILL" else 5)
+    moments = random.Random(8)
     out, log = tmp_path / "out", tmp_path / "log"
-    ends = [(signal.SIGKILL, -9)] * tries + [(signal.SIGTERM, -15), (signal.SIGINT, 130)]
-    equal: dict[str, list[bool]] = {}
-    for number, (given, code) in enumerate(ends):
+    cut, equal = 0, list[bool]()
+    for number in range(1, tries + 1):
         begun = faults.Command([*command, str(out)], log)
         begun.process.join(moments.uniform(0.1, 0.8) * seconds)
         kernels = faults.children(begun.process) if begun.process.is_alive() else []
         if begun.process.is_alive():
-            begun.send(given)
-        assert begun.wait() in (code, 0), begun.output()
+            begun.send(signal.Signals[given])
+        ended = begun.wait()
+        assert ended in (code, 0), begun.output()
+        cut += ended == code
         faults.gone(kernels)
         assert not faults.unreadable(out)
-        if number % 5 == 4 or number >= tries - 1:
-            equal.setdefault(given.name, []).append(finish(command, out, whole))
-    for name, same in equal.items():
-        faults.note(
-            record_property, {"SIGKILL": "kill -9 at random"}.get(name, name), "reproduce",
-            lost="this call", equal=same, tries=tries if name == "SIGKILL" else None,
-        )  # fmt: skip
+        if number % 5 == 0 or number == tries:
+            equal.append(finish(command, out, whole))
+    assert cut, "each was done before its end"
+    faults.note(
+        record_property, {"SIGKILL": "kill -9 at random"}.get(given, given), "reproduce",
+        lost="this call", equal=equal, tries=cut,
+    )  # fmt: skip
 
 
 def test_a_kernel_dies(
@@ -132,14 +134,10 @@ def test_two_at_once(
     out = tmp_path / "out"
     first = faults.Command([*command, str(out)], tmp_path / "first.log")
     faults.wait_for(out / ".lock-holder", first.process)
-    first.send(signal.SIGSTOP)
-    try:
+    with faults.stopped(first):
         code, output = faults.run([*command, str(out)], tmp_path / "second.log")
-    finally:
-        first.send(signal.SIGCONT)
-    line = output.strip().splitlines()[-1]
-    assert code == 2 and "Traceback" not in output, output
-    assert line.startswith(f"evitlab: error: {out} is in use by process {first.pid} on "), line
+    line = faults.one_line(output)
+    assert code == 2 and line.startswith(first.refuses(out)), line
     assert "(evitlab reproduce --scale smoke)" in line
     assert first.wait() == 0, first.output()
     equal = [results(out) == reference[0]]
@@ -159,7 +157,6 @@ def test_the_disk_is_full(
         assert "Traceback" not in output
         assert not faults.unreadable(disk)
         faults.remount(disk, "size=64m")
-        code, output = faults.run([*command, str(disk / "out")], tmp_path / "log")
-        assert code == 0, output
+        faults.finished(command, disk / "out")
         equal = [results(disk / "out") == reference[0]]
     faults.note(record_property, "disk full", "reproduce", lost="this call", equal=equal)

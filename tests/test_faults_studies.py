@@ -42,11 +42,9 @@ def reference(
     """What the study comes to when nothing happens, and its seconds."""
     out = tmp_path_factory.mktemp("reference")
     for name in ("warm", "study"):
-        began = time.monotonic()
-        code, output = faults.run([*COMMAND, str(out / name)], out / "log", demo)
-        assert code == 0, output
-    assert "3 records in" in output
-    return faulty_study.results(out / "study" / WHERE), time.monotonic() - began
+        _, seconds = faults.finished(COMMAND, out / name, demo)
+    assert "3 records in" in (out / "study.log").read_text(encoding="utf-8")
+    return faulty_study.results(out / "study" / WHERE), seconds
 
 
 def written(out: Path) -> dict[str, int]:
@@ -54,10 +52,9 @@ def written(out: Path) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in (out / WHERE).glob("[!.]*.json")}
 
 
-def finish(out: Path, log: Path, demo: faults.Fault, whole: dict[str, Any]) -> bool:
+def finish(out: Path, demo: faults.Fault, whole: dict[str, Any]) -> bool:
     """Whether the same command again comes to what an undisturbed one does."""
-    code, output = faults.run([*COMMAND, str(out)], log, demo)
-    assert code == 0, output
+    faults.finished(COMMAND, out, demo)
     assert not faults.unreadable(out) and not faults.litter(out)
     return faulty_study.results(out / WHERE) == whole
 
@@ -90,7 +87,7 @@ def test_kill_9_of_the_scheduler(
             assert written(out) | kept == written(out), "a record was made again"
             ended = code == 0
             kills += not ended
-        equal.append(finish(out, out.with_name("log"), demo, whole))
+        equal.append(finish(out, demo, whole))
     faults.note(
         record_property, "kill -9 at random", "study", lost="at most 1 epoch of a run",
         equal=equal, tries=kills,
@@ -116,7 +113,7 @@ def test_a_run_that_is_killed_leaves_the_others_alone(
     assert failed[0][1].startswith("its process was ended by SIGKILL, as the system does where")
     assert (out / WHERE / "first.json").exists() and (out / WHERE / "second.json").exists()
     assert not faults.unreadable(out)
-    equal = [finish(out, tmp_path / "log", demo, reference[0])]
+    equal = [finish(out, demo, reference[0])]
     faults.note(
         record_property, "a run's process dies", "study", lost="at most 1 epoch of that run",
         equal=equal,
@@ -146,7 +143,7 @@ def test_asked_to_end(
     assert command.last_line() == "interrupted; the same command continues where it can"
     faults.gone(runs)
     assert not faults.unreadable(out)
-    equal = [finish(out, tmp_path / "log", demo, reference[0])]
+    equal = [finish(out, demo, reference[0])]
     faults.note(record_property, given, "study", lost="at most 1 epoch of a run", equal=equal)
 
 
@@ -159,14 +156,10 @@ def test_two_at_once(
     out = tmp_path / "study"
     first = faults.Command([*COMMAND, str(out)], tmp_path / "first.log", demo)
     faults.wait_for(out / WHERE / "first" / "checkpoints" / "last.pt", first.process)
-    first.send(signal.SIGSTOP)
-    try:
+    with faults.stopped(first):
         code, output = faults.run([*COMMAND, str(out)], tmp_path / "second.log", demo)
-    finally:
-        first.send(signal.SIGCONT)
-    line = output.strip().splitlines()[-1]
-    assert code == 2 and "Traceback" not in output, output
-    assert line.startswith(f"evitlab: error: {out / WHERE} is in use by process {first.pid} on ")
+    line = faults.one_line(output)
+    assert code == 2 and line.startswith(first.refuses(out / WHERE)), line
     assert first.wait() == 0, first.output()
     equal = [faulty_study.results(out / WHERE) == reference[0]]
     faults.note(record_property, "two on one folder", "study", lost="nothing", equal=equal)
@@ -191,7 +184,7 @@ def test_the_disk_is_full(
             assert re.search("No space left on device|the disk is full", reason), reason
         assert not faults.unreadable(disk)
         faults.remount(disk, "size=64m")
-        equal = [finish(disk / "study", tmp_path / "log", demo, reference[0])]
+        equal = [finish(disk / "study", demo, reference[0])]
     faults.note(
         record_property, "disk full" if kib > 8 else "disk full, logs too", "study",
         lost="at most 1 epoch of a run", equal=equal,

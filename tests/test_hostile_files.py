@@ -148,7 +148,7 @@ def test_cards(tmp_path: Path, record_property: Recorder, pytestconfig: pytest.C
                 weights=path,
             )  # fmt: skip
             attempts.append(Attempt(f"{name}: starting_model", start))
-    outcomes = room.attempt(some(attempts, pytestconfig, 100), limit_s=30)
+    outcomes = room.attempt(some(attempts, pytestconfig, 100))
     tabled(record_property, "weights: hostile cards of classifiers", outcomes)
 
 
@@ -172,7 +172,7 @@ def test_cards_of_detectors(
     for number, name in enumerate(dict.fromkeys(names)):
         path = room.file(f"{number}.safetensors", with_card(good, cards[name]))
         attempts.append(Attempt(name, partial(load_detector, path)))
-    outcomes = room.attempt(attempts, limit_s=30)
+    outcomes = room.attempt(attempts)
     tabled(record_property, "weights: hostile cards of detectors", outcomes)
 
 
@@ -279,6 +279,6 @@ def test_bombs(tmp_path: Path, record_property: Recorder) -> None:
     path = room.target / "0.pth"
     train = ["train", "efficientvit_m0", "--data", "embedded", "--limit", 20, "--out", "out"]
     attempts.append(Attempt("evitlab train", command(*train, "--weights", path)))
-    outcomes = room.attempt(attempts, limit_s=30)
+    outcomes = room.attempt(attempts)
     tabled(record_property, "weights: bombs", outcomes)
     assert [one.name for one in outcomes if one.kind == "accepted"] == []
