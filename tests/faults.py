@@ -80,8 +80,11 @@ def wait_for(path: Path, process: ForkServerProcess) -> None:
 
 
 def children(process: ForkServerProcess) -> list[psutil.Process]:
-    """The living descendants of a process."""
-    return psutil.Process(process.pid).children(recursive=True)
+    """The living descendants of a process; none where it is gone itself."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def a_child(process: ForkServerProcess) -> psutil.Process:
@@ -329,10 +332,19 @@ def mount(*words: str) -> None:
         pytest.skip(f"no disk can be mounted here: {done.stderr.strip() if done else 'no mount'}")
 
 
-def images_are_streamed() -> None:
-    """Read batch by batch in processes of their own, as a set is that memory does not hold."""
+def images_are_streamed(method: str | None = None) -> Fault:
+    """Read batch by batch in processes of their own, as a set is that memory does not hold.
+
+    Args:
+        method: how Python starts them: "fork", "forkserver" or "spawn"; None: as it does here.
+    """
+    return partial(_images_are_streamed, method)
+
+
+def _images_are_streamed(method: str | None) -> None:
     from evitlab.datasets import opening, streaming
 
+    multiprocessing.set_start_method(method, force=True)  # else as `_server` starts a command
     setattr(opening, "STREAM_ABOVE_BYTES", 0)  # noqa: B010 - a constant, to mypy
     setattr(streaming, "default_workers", lambda: 1)  # noqa: B010 - on any machine
 

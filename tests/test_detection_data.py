@@ -22,7 +22,7 @@ from evitlab.datasets import (
     open_detection,
 )
 from evitlab.datasets.scenes import draw_scene, lay_out
-from evitlab.models.detector import resized_size
+from evitlab.models.image_size import resized_size
 
 NEEDS_COCO128 = pytest.mark.skipif(
     not (data_home() / "coco128").is_dir(), reason="coco128 is not at hand"

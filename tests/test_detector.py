@@ -18,8 +18,8 @@ from evitlab.models.detector import (
     RetinaNet,
     create_detector,
     load_detector,
-    resized_size,
 )
+from evitlab.models.image_size import resized_size
 from evitlab.models.pyramid import STRIDES, Neck
 
 BACKBONES = ("efficientvit_m0", "efficientvit_m4", "efficientvit_m0_p4", "mobilenetv2_100")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evitlab.datasets.decoding import decode_image
 from evitlab.datasets.sources import Reader, TakenReader
-from evitlab.models.detector import resized_size
+from evitlab.models.image_size import resized_size
 
 
 @dataclass(frozen=True, eq=False)

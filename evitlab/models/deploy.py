@@ -28,7 +28,6 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torchvision.models.detection import RetinaNet
 
 from evitlab.models.config import EfficientViTConfig
 from evitlab.models.deployed_layers import (
@@ -81,7 +80,7 @@ def deploy(model: nn.Module) -> Any:
     """
     if isinstance(model, DEPLOYED):
         return model
-    if isinstance(model, RetinaNet):
+    if isinstance(getattr(getattr(model, "backbone", None), "body", None), nn.Module):
         return _deployed_detector(model)
     if not isinstance(model, (EfficientViT, VisionTransformer, SwinTransformer)):
         raise ValueError(
@@ -96,7 +95,7 @@ def deploy(model: nn.Module) -> Any:
         return DeployedTransformer(model)
 
 
-def _deployed_detector(detector: Any) -> RetinaNet:
+def _deployed_detector(detector: Any) -> Any:
     """A copy with its backbone deployed; boxes and scores are equal up to rounding."""
     body = deploy(detector.backbone.body)
     if body is detector.backbone.body:

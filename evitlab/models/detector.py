@@ -29,6 +29,7 @@ from torchvision.ops import box_iou
 from evitlab.models.card import check_size, read_card
 from evitlab.models.config import EfficientViTConfig
 from evitlab.models.efficientvit import EfficientViT
+from evitlab.models.image_size import resized_size
 from evitlab.models.pyramid import STRIDES, Pyramid, build_body, build_timm
 from evitlab.models.starting import weights_card
 from evitlab.models.weights import load_weights
@@ -311,14 +312,6 @@ class DetectorTransform(GeneralizedRCNNTransform):
                 boxes = resize_boxes(boxes, list(before), list(after))
             target = {**target, "boxes": boxes, "size": torch.tensor(after, device=image.device)}
         return image, target
-
-
-def resized_size(height: int, width: int, img_size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) after bringing the short side to `img_size[0]`, or the long one to
-    `img_size[1]` where it would be longer than that; the shape is kept."""
-    short, long = img_size
-    scale = min(short / min(height, width), long / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _load(
