@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from evitlab.wording import did_you_mean, shown
 
 
 def encode(value: Any, where: str) -> Any:
@@ -68,8 +69,7 @@ def _decode_dataclass(value: Any, cls: type, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     unknown = sorted(set(value) - set(fields))
     if unknown:
-        close = get_close_matches(unknown[0], fields, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(unknown[0], fields)
         raise ValueError(f"{where}: unknown field {unknown[0]!r}{hint}")
     missing = [
         name
@@ -133,11 +133,7 @@ def _finite(value: float, where: str) -> float:
 
 
 def _mismatch(where: str, expected: str, value: Any) -> ValueError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 200 else f"{shown[:200]}…"
-    return ValueError(f"{_on_one_line(where)}: expected {expected}, got {shown}")
-
-
-def _on_one_line(where: str) -> str:
-    """Keys of a dict are part of the place, and may be anything."""
-    return where if where.isprintable() else repr(where)
+    got = repr(value)
+    got = got if len(got) <= 200 else f"{got[:200]}…"
+    # Keys of a dict are part of the place, and may be anything.
+    return ValueError(f"{shown(where, most=400)}: expected {expected}, got {got}")

@@ -26,6 +26,7 @@ from evitlab.training.checkpoint import save_weights
 from evitlab.training.evaluation import evaluate
 from evitlab.training.optimizer import build_optimizer
 from evitlab.training.recipe import Recipe
+from evitlab.wording import on_one_line
 
 _KNOWN = "efficientvit_m0_embedded"  # trained on pictures that are drawn, so they are always there
 _START = "efficientvit_m0_cifar10"
@@ -52,7 +53,7 @@ def self_checks(*, reraise: bool = False) -> Iterator[Check]:
         except Exception as error:  # whatever is broken: the other checks may say more about it
             if reraise:
                 raise
-            text = " ".join(str(error).split())
+            text = on_one_line(error)
             known = isinstance(error, (ValueError, OSError, ArithmeticError)) and text
             ok, said = False, text if known else f"{type(error).__name__}: {text}"
         if said:

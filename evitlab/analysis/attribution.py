@@ -20,7 +20,6 @@ from evitlab.analysis.explaining import (
     Quantity,
     Targets,
     baseline_of,
-    check_choice,
     class_tokens_read,
     explaining,
 )
@@ -28,6 +27,7 @@ from evitlab.analysis.head_attribution import head_ablation, head_conductance
 from evitlab.analysis.probe import watch_layer
 from evitlab.models.deploy import DeployedEfficientViT
 from evitlab.models.deployed_transformer import within
+from evitlab.wording import check_choice
 
 Method = Literal[
     "integrated_gradients", "grad_cam", "occlusion", "layer_conductance", "head_ablation"

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from evitlab.analysis.attribution import METHODS, attribute, completeness_error
-from evitlab.analysis.explaining import Baseline, check_choice, explaining
+from evitlab.analysis.explaining import Baseline, explaining
 from evitlab.analysis.rollout import attention_rollout
 from evitlab.analysis.subjects import class_names_of
 from evitlab.models.zoo import model_name
 from evitlab.records import AttributionPicture, environment_card
+from evitlab.wording import check_choice
 
 _PIXELS = ("attention_rollout", *METHODS[:3])
 

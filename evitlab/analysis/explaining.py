@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -22,6 +21,7 @@ from evitlab.analysis.subjects import img_size_of
 from evitlab.models.deployed_transformer import within
 from evitlab.models.zoo import normalization
 from evitlab.training.augment import normalize
+from evitlab.wording import check_choice
 
 Quantity = Literal["logit", "probability"]
 BaselineName = Literal["mean", "black", "blurred"]
@@ -183,14 +183,6 @@ def class_tokens_read(model: nn.Module) -> int | None:
         return 0
     tokens = getattr(inner, "num_prefix_tokens", 0)
     return min(tokens, 2 if hasattr(inner, "head_dist") else 1)  # registers are not read
-
-
-def check_choice(name: str, given: object, known: Sequence[str]) -> None:
-    """Raise a ValueError, with the closest name, where a choice is not one of those there are."""
-    if given not in known:
-        close = get_close_matches(str(given), known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {given!r}{hint}")
 
 
 def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:

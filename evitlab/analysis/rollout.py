@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from evitlab.analysis.capture import AttentionMaps, capture_attention
 from evitlab.analysis.conditions import in_eval_mode
-from evitlab.analysis.explaining import check_choice, class_tokens_read
+from evitlab.analysis.explaining import class_tokens_read
 from evitlab.analysis.heads import Images, batches_of
 from evitlab.analysis.layout import TokenLayout
+from evitlab.wording import check_choice
 
 Heads = Literal["mean", "max"]
 

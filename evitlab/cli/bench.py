@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pandas as pd
 
 from evitlab.cli.parser import AddCommand
 from evitlab.records import DetectorSpeed, DetectorTiming, ThroughputRecord, ThroughputSweep
+from evitlab.wording import check_choice
 
 # By preset: what it takes beside --rounds, --threads and --json.
 _COMPARISONS: dict[str, tuple[str, ...]] = {
@@ -77,10 +77,7 @@ def _sweep(args: argparse.Namespace) -> None:
     from evitlab.records import environment_card
 
     if args.preset not in PRESETS:
-        names = [*PRESETS, *_COMPARISONS]
-        close = get_close_matches(args.preset, names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"--preset: expected one of {', '.join(names)}, got {args.preset!r}{hint}")
+        check_choice("--preset", args.preset, [*PRESETS, *_COMPARISONS])
     given = {
         "models": args.models,
         "engines": args.engines,

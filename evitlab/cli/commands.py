@@ -33,6 +33,7 @@ from evitlab.training.launch import (
     one_voice,
 )
 from evitlab.version import __version__
+from evitlab.wording import on_one_line
 
 GROUPS = [
     train.add, evaluate.add, export.add, models.add, recipes.add, profile.add, heads.add,
@@ -76,7 +77,7 @@ def _say(message: str, after_s: float = 0.0) -> None:
     """On one line, also where a library's message has several, and once for all processes."""
     deaf_to_sigterm()
     if first_to_speak(after_s=after_s):
-        print(" ".join(message.split()), file=sys.stderr)
+        print(on_one_line(message), file=sys.stderr)
 
 
 def _without_machine_paths(argv: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from evitlab.datasets.sources import SPLITS, Reader, Source, canonical_split, split_unsplit
+from evitlab.wording import on_one_line
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # No image of as many pixels as are accepted is larger.
@@ -105,7 +106,7 @@ def _list_tar(path: Path) -> Listing:
             members = {_plain_name(member): member for member in tar if _is_image_member(member)}
             unpacked = _unpack(tar, path, members) if compressed else {}
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        reason = " ".join(str(error).split())
+        reason = on_one_line(error)
         raise ValueError(
             f"{path}: neither a folder, a parquet file nor a tar ({reason})"
         ) from error

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from evitlab.datasets.sources import SPLITS, Reader, Source, canonical_split, split_unsplit
+from evitlab.wording import on_one_line
 
 _LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "class")
 _MOST_CLASSES = 10**6  # that numbers stand for
@@ -215,7 +216,7 @@ def _names(values: Iterable[Any]) -> tuple[str, ...]:
 
 
 def _unreadable(place: object, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())
+    reason = on_one_line(error)
     return ValueError(f"{place}: a parquet file cannot be read ({reason})")
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from evitlab.analysis.conditions import without_progress_bars
-from evitlab.analysis.explaining import check_choice
 from evitlab.analysis.subjects import is_named
 from evitlab.explorer.pictures import Labels, Picture, read_pictures
 from evitlab.explorer.subject import Block, Look, Off, Subject
 from evitlab.records.view import OVERLAYS, AttentionView
+from evitlab.wording import check_choice
 
 _TOP = 5  # classes shown
 Models = nn.Module | str | Mapping[str, nn.Module | str]

@@ -19,6 +19,7 @@ from evitlab.explorer.session import Models, Session
 from evitlab.figures.attention_view import ViewCanvas, attention_view, describe
 from evitlab.figures.style import save_picture
 from evitlab.records.view import OVERLAYS, AttentionView
+from evitlab.wording import on_one_line
 
 _NARROWEST, _WIDEST = 420, 1400  # CSS pixels that are drawn
 _STEPS = {"ArrowUp": (-1, 0), "ArrowDown": (1, 0), "ArrowLeft": (0, -1), "ArrowRight": (0, 1)}
@@ -249,7 +250,7 @@ class AttentionExplorer(widgets.VBox):
                 said = act(value)
             except BaseException as error:
                 self._follow()
-                self.controls.say(" ".join(str(error).split()) or repr(error), wrong=True)
+                self.controls.say(on_one_line(error) or repr(error), wrong=True)
                 if not isinstance(error, (ValueError, OSError)):
                     raise  # no mistake of the reader's: the log has the traceback
             else:

@@ -5,8 +5,6 @@ Everything is laid out in inches on one page, from top to bottom; three panels s
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -26,6 +24,7 @@ from evitlab.figures.boxes import (
 )
 from evitlab.figures.style import MUTED, add_caption, house_style, new_figure
 from evitlab.records import BlockNode, BlockTrace
+from evitlab.wording import did_you_mean
 
 _WIDTH, _HEIGHT = 12.0, 7.0  # inches
 _TOP, _BOTTOM = 6.45, 0.42  # of the panels
@@ -47,8 +46,7 @@ def fig6_block(trace: BlockTrace) -> Figure:
     """
     for node in trace.nodes:
         if node.kind not in LOOKS:
-            close = get_close_matches(node.kind, LOOKS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(node.kind, LOOKS)
             raise ValueError(f"trace: unknown kind {node.kind!r} of node {node.name!r}{hint}")
     row = [node for node in trace.nodes if node.kind in _ROW and node.head is None]
     inside = ("split", "qkv", "head", "concat", "act", "proj")

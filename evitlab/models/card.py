@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from evitlab.models.weights import find_checkpoint
+from evitlab.wording import on_one_line
 
 _MOST_PIXELS = 2**26  # of an image that a model is built for
 # A model may be larger than its file, which stores it in half precision or pruned.
@@ -58,7 +59,7 @@ def check_size(path: str | os.PathLike[str], build: Callable[[], nn.Module]) -> 
     except ValueError:
         raise
     except Exception as error:  # whatever torch and timm raise where numbers make no sense
-        reason = " ".join(str(error).split()).partition(". ")[0]
+        reason = on_one_line(error).partition(". ")[0]
         raise ValueError(
             f"{path}: expected the card of a model that can be built, got another "
             f"({type(error).__name__}: {reason})"

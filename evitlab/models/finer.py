@@ -5,11 +5,12 @@ Published for 224 pixels, they halve the map five times: 32 pixels would leave o
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 import timm
 from torch import nn
+
+from evitlab.wording import did_you_mean
 
 STRIDES_LEFT_OUT = 2  # so many fewer than at 224 pixels has the stem of `_p4`, too
 
@@ -28,8 +29,7 @@ def finer_features(name: str, *, img_size: int = 32, num_classes: int = 1000) ->
         ValueError: no such model, or one without as many strided convolutions that overlap.
     """
     if not timm.is_model(name):
-        close = get_close_matches(name, timm.list_models(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, timm.list_models())
         raise ValueError(f"name: expected a model of timm, got {name!r}{hint}")
     model: nn.Module = timm.create_model(name, num_classes=num_classes)
     strided = [

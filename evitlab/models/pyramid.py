@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from evitlab.models.config import EfficientViTConfig
 from evitlab.models.zoo import MODELS, create_model
+from evitlab.wording import did_you_mean, on_one_line
 
 STRIDES = (8, 16, 32, 64, 128)  # of the levels
 # From here on no map of a stage is smaller than a window, so all windows are 7 x 7, as in the
@@ -113,8 +113,7 @@ def build_body(name: str) -> nn.Module:
     family = [name for name, config in MODELS.items() if isinstance(config, EfficientViTConfig)]
     known = timm.list_models()
     if name in MODELS or name.removeprefix("timm/") not in known:
-        close = get_close_matches(name, [*family, *known], n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, [*family, *known])
         raise ValueError(
             f"backbone_name: expected an EfficientViT or a model of timm, got {name!r}{hint}"
         )
@@ -122,7 +121,7 @@ def build_body(name: str) -> nn.Module:
         body = build_timm(name)
         _check_maps(body)
     except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = on_one_line(error) or type(error).__name__
         raise ValueError(
             "backbone_name: expected a model that gives maps [B, C, H, W] of several strides for "
             f"images of any size, got {name!r} ({reason})"

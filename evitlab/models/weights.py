@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from evitlab.models.deploy import DEPLOYED
 from evitlab.resources import data_dir
+from evitlab.wording import shown
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def load_weights(
     if broken:
         raise ValueError(
             f"source: expected finite numbers, got NaN or infinity in {len(broken)} of "
-            f"{len(copies)} tensors, such as {_shown(broken[0])}: weights of a run that diverged, "
+            f"{len(copies)} tensors, such as {shown(broken[0])}: weights of a run that diverged, "
             "or a damaged file"
         )
     with torch.no_grad():
@@ -185,7 +186,7 @@ def _read(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Tensor
             if isinstance(value, Tensor):
                 got = f"one of {value.dtype}, {value.layout}"
             raise ValueError(
-                f"source: expected a state dict of tensors, got {got} as {_shown(key)}; tensors "
+                f"source: expected a state dict of tensors, got {got} as {shown(key)}; tensors "
                 "are to be dense, of real numbers and go by names"
             )
     # Index tables and cached biases follow from the window; they are not weights.
@@ -200,12 +201,6 @@ def _is_plain(value: Any) -> bool:
         and value.layout == torch.strided
         and not (value.is_nested or value.is_quantized or value.is_meta or value.is_complex())
     )
-
-
-def _shown(key: object) -> str:
-    """A key of a file from anywhere, on one line."""
-    text = str(key)
-    return text if text.isprintable() and len(text) <= 80 else f"{text[:80]!r}"
 
 
 def read_file(path: Path) -> Any:
@@ -284,12 +279,12 @@ def _timm_name(key: str) -> str:
 
 def _differences(report: LoadReport, target: Mapping, tensors: Mapping) -> str:
     parts = [
-        f"{_shown(key)} is {list(tensors[key].shape)}, expected {list(target[key].shape)}"
+        f"{shown(key)} is {list(tensors[key].shape)}, expected {list(target[key].shape)}"
         for key in report.mismatched[:2]
     ]
     for kind in ("missing", "unexpected"):
         keys = getattr(report, kind)
         if keys:
-            shown = ", ".join(map(_shown, keys[:2]))
-            parts.append(f"{len(keys)} {kind} ({shown}{', …' * (len(keys) > 2)})")
+            first = ", ".join(map(shown, keys[:2]))
+            parts.append(f"{len(keys)} {kind} ({first}{', …' * (len(keys) > 2)})")
     return "; ".join(parts) + "; strict=False takes what fits"

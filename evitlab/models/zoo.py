@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any
 
@@ -18,6 +17,7 @@ from evitlab.models.config import EfficientViTConfig
 from evitlab.models.deployed_transformer import within
 from evitlab.models.efficientvit import VARIANTS, EfficientViT
 from evitlab.models.weights import load_weights
+from evitlab.wording import did_you_mean
 
 # 32- and 64-pixel images: finer patches, and windows as large as the 8 x 8 map they give.
 SMALL_IMAGE_VARIANTS = {
@@ -90,12 +90,12 @@ def create_model(
     Paper: Table 1.
     """
     if name not in MODELS:
-        hint = _hint(name, MODELS)
+        hint = did_you_mean(name, MODELS)
         raise ValueError(f"name: expected a model of list_models(), got {name!r}{hint}")
     known = [field.name for field in fields(MODELS[name]) if field.name not in _FIXED]
     for key in overrides:
         if key not in known:
-            hint = _hint(key, known)
+            hint = did_you_mean(key, known)
             raise ValueError(f"{key}: unknown override{hint}; known: {', '.join(known)}")
     changes: dict[str, Any] = {
         **{key: tuple(v) if isinstance(v, list) else v for key, v in overrides.items()},
@@ -181,11 +181,6 @@ def build_from_card(card: Mapping[str, Any], **changes: Any) -> Any:
     narrow(model, card.get("channel_widths", {}))
     model.pretrained_cfg |= {key: tuple(card[key]) for key in ("mean", "std") if card.get(key)}
     return model
-
-
-def _hint(given: str, known: Any) -> str:
-    close = get_close_matches(given, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -7,11 +7,12 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 
 import timm
 import torch
+
+from evitlab.wording import check_choice
 
 SCALES = ("smoke", "quick", "lab", "paper")
 
@@ -59,10 +60,8 @@ def environment_card(
     Raises:
         ValueError: `scale` is not one of SCALES.
     """
-    if scale is not None and scale not in SCALES:
-        close = get_close_matches(str(scale), SCALES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {scale!r}{hint}")
+    if scale is not None:
+        check_choice("scale", scale, SCALES)
     return Environment(
         device=_device_name(torch.device(device)),
         cpu_model=_cpu_model(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from difflib import get_close_matches
 from pathlib import Path
 
 from evitlab.records import Record
@@ -20,6 +19,7 @@ from evitlab.studies import (
 from evitlab.studies.base import SCALES, Conditions, Study
 from evitlab.studies.scheduler import StudyReport, carry_out, finished_records
 from evitlab.studies.summaries import study_frame
+from evitlab.wording import check_choice
 
 __all__ = ["STUDIES", "Study", "StudyReport", "load_study", "run_study", "study_frame"]
 
@@ -118,8 +118,5 @@ def load_study(name: str, folder: str | os.PathLike[str] | None = None) -> dict[
 
 
 def _study(name: str) -> Study:
-    if name not in STUDIES:
-        close = get_close_matches(name, STUDIES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"name: expected one of {', '.join(STUDIES)}, got {name!r}{hint}")
+    check_choice("name", name, STUDIES)
     return STUDIES[name]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evitlab.training.launch import Terminated, world_size
 from evitlab.training.recipe import Recipe
+from evitlab.wording import on_one_line
 
 # torch raises its own type on a GPU, and a plain RuntimeError on a CPU.
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Unable to allocate", re.I)
@@ -60,7 +61,7 @@ def explained(recipe: Recipe, img_size: tuple[int, int], last: Path) -> Iterator
         if isinstance(error, (OutOfMemory, LostProcess)):
             raise
         if is_out_of_memory(error):
-            reason = " ".join(str(error).split()).partition(". ")[0]
+            reason = on_one_line(error).partition(". ")[0]
             raise OutOfMemory(
                 f"out of memory ({reason}): lower batch_size (--batch-size, now "
                 f"{recipe.batch_size}) or img_size (--img-size, now {img_size[0]}x{img_size[1]}), "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +24,7 @@ from evitlab.training import detection_protocol
 from evitlab.training.augment import mix
 from evitlab.training.optimizer import all_but_classifier, build_optimizer
 from evitlab.training.recipe import RECIPES, Recipe
+from evitlab.wording import did_you_mean
 
 PUBLISHED = ("imagenet", "finetune", "detection")  # recipes that the authors have a protocol for
 ABOUT = ("provenance", "source", "note", "other")  # of the protocol, no part of it
@@ -170,11 +170,9 @@ def protocol(name: str) -> dict[str, Any]:
     Raises ValueError for a recipe without one.
     """
     if name not in PUBLISHED:
-        close = get_close_matches(str(name), PUBLISHED, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(
             f"name: expected a recipe with a published counterpart ({', '.join(PUBLISHED)}), got "
-            f"{name!r}{hint}"
+            f"{name!r}{did_you_mean(name, PUBLISHED)}"
         )
     if name == "detection":
         return _plain(detection_protocol.published())
