@@ -27,7 +27,7 @@ setup: $(STAMP)  ## create .venv with the packages of requirements.lock
 	@echo ".venv is ready: $$($(PY) --version)"
 
 reproduce: $(STAMP)  ## the main job: run the notebooks, draw the figures, compare with the paper
-	@$(PY) -m evitlab reproduce --scale $(SCALE) --out $(OUT)
+	@$(PY) -m evitlab reproduce --scale $(SCALE) --out $(OUT) $(ARGS)
 
 test: $(STAMP)  ## run the tests on all cores; needs no network (make test ARGS="-k report")
 	@$(PY) -m pytest $(ON_ALL_CORES) $(ARGS)

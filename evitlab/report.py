@@ -7,12 +7,12 @@ what they concluded.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +23,7 @@ from evitlab.findings import Finding, Findings, conclude, finding_rows, format_t
 from evitlab.records import Environment, Record, environment_card
 from evitlab.resources import checkout_dir, notebooks_dir
 from evitlab.training.folder_lock import held
+from evitlab.wording import check_choice, did_you_mean
 
 __all__ = ["Finding", "Findings", "NotebookRun", "Report", "conclude", "reproduce"]
 
@@ -102,6 +103,7 @@ def reproduce(
     out_dir: str | os.PathLike[str] = "figures",
     notebooks: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     save_notebooks: bool = False,
+    budget_min: float | None = None,
 ) -> Report:
     """Execute the notebooks in order and hold each of their conclusions beside the paper's.
 
@@ -115,32 +117,34 @@ def reproduce(
         notebooks: names ("00_tour", or only its number), files, or a folder; None is all.
         save_notebooks: write the notebooks that succeeded back to where they came from, executed
             and without what changes from run to run or machine to machine.
+        budget_min: minutes that one notebook may take; one that took more counts as failed.
 
     Raises:
-        ValueError: unknown scale or notebook, or there is no checkout to save notebooks to.
+        ValueError: unknown scale or notebook, no checkout to save notebooks to, or a budget that is
+            not positive.
         FolderInUse: another process writes into `out_dir`.
         OSError: `out_dir` cannot be written.
     """
-    if scale not in REPRODUCE_SCALES:
-        close = get_close_matches(str(scale), REPRODUCE_SCALES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"scale: expected one of {', '.join(REPRODUCE_SCALES)}, got {scale!r}{hint}"
-        )
+    check_choice("scale", scale, REPRODUCE_SCALES)
+    budget_min = math.inf if budget_min is None else budget_min
+    if not budget_min > 0:
+        raise ValueError(f"budget_min: expected a positive number of minutes, got {budget_min}")
     paths = _select(notebooks)
     if save_notebooks and notebooks is None and checkout_dir() is None:
         raise ValueError("save_notebooks: expected a checkout of evitlab, got an installed package")
     out = _writable(Path(out_dir).absolute())
     with held(out, command=f"evitlab reproduce --scale {scale}"):
-        return _reproduce(paths, scale=scale, out=out, save=save_notebooks)
+        return _reproduce(paths, scale, out, save=save_notebooks, budget_s=60 * budget_min)
 
 
-def _reproduce(paths: list[Path], *, scale: str, out: Path, save: bool) -> Report:
+def _reproduce(
+    paths: list[Path], scale: str, out: Path, *, save: bool, budget_s: float
+) -> Report:
     name = default_dataset_name()
     dataset = open_dataset(name, "test", limit=1).title  # fetched here, where it has to be
     why = " (the embedded default: no CIFAR-10 at hand)" if name == "embedded" else ""
     print(f"{_count(len(paths), 'notebook')}, {scale} scale, {dataset}{why}", flush=True)
-    runs = _run_all(paths, scale=scale, out=out, save=save)
+    runs = _run_all(paths, scale, out, save=save, budget_s=budget_s)
     report = Report(
         scale=scale,
         dataset=dataset,
@@ -151,7 +155,9 @@ def _reproduce(paths: list[Path], *, scale: str, out: Path, save: bool) -> Repor
     return report
 
 
-def _run_all(paths: list[Path], *, scale: str, out: Path, save: bool) -> tuple[NotebookRun, ...]:
+def _run_all(
+    paths: list[Path], scale: str, out: Path, *, save: bool, budget_s: float
+) -> tuple[NotebookRun, ...]:
     from evitlab.runner import code_cells, run_notebook, write_notebook  # nbclient: only here
 
     cells = [code_cells(path) for path in paths]
@@ -175,6 +181,8 @@ def _run_all(paths: list[Path], *, scale: str, out: Path, save: bool) -> tuple[N
             error = execution.error
             if error is None and not findings:
                 error = "it ended without evitlab.conclude([...])"
+            if error is None and execution.seconds > budget_s:
+                error = f"took {_duration(execution.seconds)}, more than {_duration(budget_s)}"
             try:
                 write_notebook(execution.notebook, out / "notebooks" / path.name)
                 if save and error is None:
@@ -208,11 +216,9 @@ def _select(
             names = {known.stem: known for known in notebooks_dir().glob("[0-9][0-9]_*.ipynb")}
             found = [names[name] for name in names if str(item) in (name, name[:2])]
             if not found:
-                close = get_close_matches(str(item), names, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise ValueError(
                     f"notebooks: expected one of {', '.join(sorted(names)) or 'none'}, a file or "
-                    f"a folder, got {str(item)!r}{hint}"
+                    f"a folder, got {str(item)!r}{did_you_mean(item, names)}"
                 )
         if not found:
             raise ValueError(f"notebooks: expected NN_name.ipynb files in {path}, got none")

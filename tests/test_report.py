@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -47,7 +48,7 @@ def save_notebook(path: Path, *sources: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = [new_markdown_cell("# Title", id="title")]
     cells += [new_code_cell(source, id=f"code-{i}") for i, source in enumerate(sources)]
-    path.write_text(nbformat.writes(new_notebook(cells=cells)))
+    path.write_text(nbformat.writes(new_notebook(cells=cells)), encoding="utf-8")
     return path
 
 
@@ -333,6 +334,8 @@ def test_failed_notebook_is_not_saved(tmp_path: Path) -> None:
     [
         ({"scale": "quik"}, "scale: expected one of smoke, quick, got 'quik'; did you mean"),
         ({"notebooks": ["99_none"]}, "notebooks: expected one of .*got '99_none'"),
+        ({"budget_min": 0}, "budget_min: expected a positive number of minutes, got 0"),
+        ({"budget_min": float("nan")}, "budget_min: expected a positive number"),
         ({"notebooks": "."}, "notebooks: expected NN_name.ipynb files in ., got none"),
     ],
 )
@@ -343,6 +346,16 @@ def test_reproduce_refuses(
     with pytest.raises(ValueError, match=message):
         reproduce(**arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_over_its_budget_failed(tmp_path: Path) -> None:
+    cell = concluded("00_good", HOLDS, tmp_path / "elsewhere")
+    path = save_notebook(tmp_path / "nb" / "00_good.ipynb", "import time; time.sleep(1.5)", cell)
+    (run,) = reproduce(
+        scale="smoke", out_dir=tmp_path / "out", notebooks=path, budget_min=1 / 60
+    ).runs
+    assert not run.ok and run.error is not None
+    assert re.fullmatch(r"took .*, more than 1 s", run.error) and len(run.findings) == 1
 
 
 def test_reproduce_refuses_an_unwritable_folder(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ def add(command: AddCommand) -> None:
         action="store_true",
         help="write the executed notebooks back to notebooks/",
     )
+    reproduce.add_argument(
+        "--budget", type=float, metavar="MINUTES", help="a notebook that takes longer failed"
+    )
     reproduce.add_argument("--json", metavar="FILE", help="also write the report there")
 
 
@@ -31,6 +34,7 @@ def _reproduce(args: argparse.Namespace) -> int:
         out_dir=args.out,
         notebooks=args.notebooks,
         save_notebooks=args.save_notebooks,
+        budget_min=args.budget,
     )
     if args.json:
         report.save(args.json)
