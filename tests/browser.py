@@ -167,7 +167,8 @@ def wait_until(ready: object, log: Path) -> None:
     assert callable(ready)
     end = time.monotonic() + START_S
     while not ready():
-        assert time.monotonic() < end, f"no answer in {START_S} s:\n{log.read_text()}"
+        said = log.read_text(encoding="utf-8")
+        assert time.monotonic() < end, f"no answer in {START_S} s:\n{said}"
         time.sleep(0.1)
 
 

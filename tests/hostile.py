@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 import torch
 
+import evitlab
 from evitlab.cli import main
 
 NEEDS_FORK = pytest.mark.skipif(
@@ -36,8 +37,10 @@ REFUSALS = (ValueError, OSError)
 Recorder = Callable[[str, object], None]  # pytest's `record_property`
 _WATCH_FAILED = 70
 _PROGRESS = re.compile(r"\d+%\|")
+_ERASED = " \x1b[A"  # what a progress bar leaves of itself
 _RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn")
-_OWN_PROGRAMS = ("git",)  # which a record asks for the commit that it was made with
+# A record asks for the commit that it was made with.
+_OWN_PROGRAM = ["git", "-C", str(Path(evitlab.__file__).parent)]
 _WRITES = (
     "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.truncate",
     "os.chmod", "os.chown", "os.utime", "shutil.rmtree",
@@ -232,7 +235,7 @@ class Watch:
 
     def see(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event.startswith(_RUNS_CODE):
-            if event == "subprocess.Popen" and arguments[0] in _OWN_PROGRAMS:
+            if event == "subprocess.Popen" and list(arguments[1][:3]) == _OWN_PROGRAM:
                 return
             self.executed.append(f"{event} {arguments[:2]!r}")
         elif event == "open":
@@ -302,7 +305,7 @@ def command(*words: object) -> Callable[[], None]:
             except SystemExit as left:  # argparse's way
                 code = left.code if isinstance(left.code, int) else 1
         lines = [line for line in re.split(r"[\r\n]+", said[0]) if line.strip()]
-        lines = [line for line in lines if not _PROGRESS.search(line)]
+        lines = [line for line in lines if not _PROGRESS.search(line) and line.strip(_ERASED)]
         if code == 2:
             assert len(lines) == 1, f"expected one line, got {lines}"
             assert lines[0].startswith("evitlab: error: "), lines[0]

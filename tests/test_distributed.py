@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from ranks import RUNS, VALIDATION, detection_losses, losses, norm_inputs
@@ -144,11 +145,10 @@ def test_a_killed_process_ends_the_run_in_one_line_and_it_resumes(tmp_path: Path
 
 def process_of_rank(rank: int, launcher: int) -> int:
     """The child of torchrun that has this number."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     (found,) = [
-        int(child)
-        for child in children
-        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text()
+        child.pid
+        for child in psutil.Process(launcher).children()
+        if child.environ().get("RANK") == str(rank)
     ]
     return found
 

@@ -77,9 +77,9 @@ ALL = [ACCURACY, TRAINING, TRACE]
 
 
 def edit(path: Path, change: Callable[[dict], object]) -> None:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 @pytest.mark.parametrize("record", ALL, ids=lambda record: type(record).__name__)
