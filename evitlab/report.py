@@ -23,7 +23,7 @@ from evitlab.findings import Finding, Findings, conclude, finding_rows, format_t
 from evitlab.records import Environment, Record, environment_card
 from evitlab.resources import checkout_dir, notebooks_dir
 from evitlab.training.folder_lock import held
-from evitlab.wording import check_choice, did_you_mean
+from evitlab.wording import check_choice, did_you_mean, shown
 
 __all__ = ["Finding", "Findings", "NotebookRun", "Report", "conclude", "reproduce"]
 
@@ -221,7 +221,7 @@ def _select(
                     f"a folder, got {str(item)!r}{did_you_mean(item, names)}"
                 )
         if not found:
-            raise ValueError(f"notebooks: expected NN_name.ipynb files in {path}, got none")
+            raise ValueError(f"notebooks: expected NN_name.ipynb files in {shown(path)}, got none")
         chosen.update(file.resolve() for file in found)
     return sorted(chosen, key=lambda path: path.name)
 

@@ -22,6 +22,7 @@ from nbformat import NotebookNode
 
 from evitlab.records import write_atomically
 from evitlab.resources import checkout_dir
+from evitlab.wording import on_one_line
 
 MAX_NOTEBOOK_BYTES = 400_000
 CELL_TIMEOUT_S = 1800  # a cell beyond this hangs; at quick scale they take a minute at most
@@ -131,9 +132,14 @@ def write_notebook(notebook: NotebookNode, path: Path, *, to_commit: bool = Fals
 
 def _read(path: Path) -> NotebookNode:
     try:
-        return nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
-    except (ValueError, nbformat.ValidationError) as error:
-        raise ValueError(f"{path.name}: not a notebook: {error}") from error
+        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+        nbformat.validate(notebook)  # reading only logs what is wrong
+        return notebook
+    except OSError:
+        raise
+    except Exception as error:  # whatever the library comes upon in a file that is something else
+        reason = on_one_line(error) or type(error).__name__
+        raise ValueError(f"{path.name}: not a notebook: {reason}") from error
 
 
 def _kernel_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -112,8 +112,8 @@ class Room:
         """What lies outside the target: kind and mode, size and time of change of each entry."""
         found = {}
         for folder, _, names in os.walk(self.root):
-            inside = Path(folder).is_relative_to(self.target)
-            for path in [] if inside else [Path(folder), *(Path(folder) / name for name in names)]:
+            ours = any(Path(folder).is_relative_to(own) for own in (self.target, self.root / "tmp"))
+            for path in [] if ours else [Path(folder), *(Path(folder) / name for name in names)]:
                 if path == self.target.parent or path == self.root / "tmp":
                     continue  # their time changes with what lies in them, which is looked at
                 stat = path.lstat()
@@ -209,7 +209,9 @@ class Watch:
         os.environ |= {
             "HOME": str(self.room.home),
             "EVITLAB_DATA": str(self.room.home / "data"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.room.root / "tmp" / "inductor"),
         }
+        os.environ.pop("CI", None)  # some libraries report their use to their makers but for there
         tempfile.tempdir = str(self.room.root / "tmp")
         sys.dont_write_bytecode = True
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])

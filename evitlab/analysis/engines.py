@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from evitlab.analysis.folding import deployed
 from evitlab.models.deploy import DeployedEfficientViT
 from evitlab.models.efficientvit import EfficientViT
-from evitlab.models.onnx_graph import quietly
+from evitlab.models.onnx_graph import quietly, require_onnx
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 Call = Callable[[], object]  # runs one batch
@@ -126,6 +126,7 @@ def _cuda_graph(model: nn.Module, setting: Setting) -> Call:
 
 
 def _onnxruntime(model: nn.Module, setting: Setting) -> Call:
+    require_onnx("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -218,7 +218,12 @@ def quietly() -> Iterator[None]:
 
 
 def require_onnx(*packages: str) -> None:
-    """Raise ImportError where a package of the extra is missing."""
+    """Raise ImportError where a package of the extra is missing; to be called before it is loaded.
+
+    ONNX Runtime is told to keep to itself what it runs: as of 1.29 it reports that to its makers,
+    unless the environment says otherwise by the time that it is loaded.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise ImportError(
