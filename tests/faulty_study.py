@@ -39,6 +39,11 @@ def _declare(data: Path) -> None:
         Run("third", partial(_train, todo)),
     )
     STUDIES["demo"] = Study("demo", "a test's", (TrainingRecord,), lambda scale: runs)
+    workers_are_forked()
+
+
+def workers_are_forked() -> None:
+    """For studies of this process, whose runs begin in no time."""
     setattr(scheduler, "_POLL_SECONDS", 0.02)  # noqa: B010 - a constant, to mypy
     known = {name: getattr(subprocess, name) for name in ("PIPE", "STDOUT", "TimeoutExpired")}
     forking = SimpleNamespace(Popen=ForkedWorker, **known)

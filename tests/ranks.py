@@ -1,4 +1,4 @@
-"""What `torchrun` starts in test_distributed.py: several checks in one set of processes.
+"""What two processes of one run do in test_distributed.py: several checks in one set of processes.
 
 Each process writes what it found to OUT/rank-N.json.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
+import multiprocessing
+import os
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -133,7 +134,15 @@ def main(out: Path) -> None:
         (out / f"rank-{ranks.rank}.json").write_text(json.dumps(found))
 
 
-if __name__ == "__main__":
+def process(rank: int, port: int, out: Path) -> None:
+    """One of two, told what `torchrun` would tell it."""
+    with open(out / f"rank-{rank}.log", "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    os.environ |= {name: str(value) for name, value in given.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    multiprocessing.set_start_method(None, force=True)  # else as this one was
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    main(out)

@@ -9,9 +9,7 @@ import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +50,6 @@ from evitlab.records import (
     SpeedRow,
     ThroughputSweep,
 )
-from evitlab.training.checkpoint import load_checkpoint
 from evitlab.training.recipe import fit_batch
 
 ROOT = Path(__file__).parents[1]
@@ -140,30 +137,6 @@ def test_no_resume_starts_over(run: Path, folder: Path) -> None:
         copy = shutil.copytree(run, run.parent / "copy")
         main([*command[:-2], f"--out={copy}", command[-1]])
     assert not (copy / "record.json").exists()
-
-
-def test_a_killed_run_continues_to_the_same_bits(run: Path, folder: Path, tmp_path: Path) -> None:
-    """`kill -9` in the second epoch, the same command again, beside the run that went through."""
-    out = tmp_path / "m0"
-    command = [sys.executable, "-m", "evitlab", *train_command(folder, out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    last = out / "checkpoints" / "last.pt"
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
-        while not last.exists() and process.poll() is None:
-            time.sleep(0.005)
-        process.kill()
-        _, errors = process.communicate()
-    assert process.returncode not in (0, 2), errors.decode()  # it was killed, not done
-    assert len(load_checkpoint(last)["history"]) in (1, 2)
-    assert not (out / "record.json").exists()
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    for name in ("model.safetensors", "checkpoints/best.safetensors"):
-        assert (out / name).read_bytes() == (run / name).read_bytes(), f"{name} differs"
-    ours, theirs = (TrainingRecord.load(path / "record.json") for path in (out, run))
-    assert [log.train_loss for log in ours.history] == [log.train_loss for log in theirs.history]
-    assert ours.final.loss == theirs.final.loss
 
 
 def test_evaluate_finds_what_the_run_recorded(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import faults
 import psutil
 import pytest
+import ranks
 import torch
 from ranks import RUNS, VALIDATION, detection_losses, losses, norm_inputs
 from safetensors.torch import load_file
@@ -36,9 +39,12 @@ def environment() -> dict[str, str]:
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
     """What ranks.py found in each of two processes."""
     out = tmp_path_factory.mktemp("ranks")
-    command = [*TORCHRUN, str(HERE / "ranks.py"), str(out)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for begun in [faults.process(ranks.process, rank, port, out) for rank in (0, 1)]:
+        begun.join(faults.LIMIT_S)
+        assert begun.exitcode == 0, [log.read_text(encoding="utf-8") for log in out.glob("*.log")]
     first, second = (json.loads((out / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     return first, second
 
