@@ -26,6 +26,7 @@ from evitlab.models.channels import ChannelLayer, Gate, channel_layers
 from evitlab.models.zoo import model_name, normalization
 from evitlab.records import CRITERIA, ChannelImportance, ChannelScores, environment_card
 from evitlab.training.augment import normalize
+from evitlab.wording import check_choice
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]] | Dataset | StreamingDataset
 
@@ -62,12 +63,7 @@ def channel_importance(
     in a batch make all scores lower, so compare scores of equal batches.
     """
     layers = channel_layers(model)
-    if criterion not in CRITERIA:
-        close = get_close_matches(str(criterion), CRITERIA, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"criterion: expected one of {', '.join(CRITERIA)}, got {criterion!r}{hint}"
-        )
+    check_choice("criterion", criterion, CRITERIA)
     parts = [(layer, component) for layer in layers for component in layer.components]
     device = next(model.parameters()).device
     images = count = 0

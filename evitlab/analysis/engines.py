@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from evitlab.analysis.folding import deployed
 from evitlab.models.deploy import DeployedEfficientViT
 from evitlab.models.efficientvit import EfficientViT
 from evitlab.models.onnx_graph import quietly, require_onnx
+from evitlab.wording import check_choice
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 Call = Callable[[], object]  # runs one batch
@@ -223,10 +223,7 @@ def check_engine(name: str) -> Engine:
 
     Raises ValueError where there is none, or what it needs is not installed, with the extra.
     """
-    if name not in ENGINES:
-        close = get_close_matches(name, ENGINES, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}{hint}")
+    check_choice("engine", name, ENGINES)
     absent = missing(name)
     if absent:
         install = f'pip install "evitlab[{ENGINES[name].extra}]"'

@@ -7,9 +7,9 @@ compares shares of attention at equal speed (Fig. 3).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from difflib import get_close_matches
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -24,6 +24,7 @@ from evitlab.models.cost import count_macs
 from evitlab.models.zoo import create_model, native_img_size
 from evitlab.records import ThroughputMatch, WidthSpeed, environment_card, quartiles
 from evitlab.training.evaluation import checked_device
+from evitlab.wording import check_choice
 
 _COARSE = (0.06, 0.12, 0.18, 0.25, 0.32, 0.4, 0.5, 0.65, 1.0)  # of twice the baseline's width
 _BESIDE = range(-3, 5)  # steps from the best coarse width
@@ -73,12 +74,7 @@ def match_throughput(
     Pitfall: a wider network may be the faster one, where channels fill whole vector registers; so
     the widest that is fast enough is taken, and the record says what it reached.
     """
-    if baseline not in BASELINES:
-        close = get_close_matches(baseline, BASELINES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"baseline: expected one of {', '.join(BASELINES)}, got {baseline!r}{hint}"
-        )
+    check_choice("baseline", baseline, BASELINES)
     if not 0 < speedup < math.inf:
         raise ValueError(f"speedup: expected more than 0, got {speedup}")
     for name, value in (("batch_size", batch_size), ("rounds", rounds)):
@@ -104,38 +100,41 @@ def match_throughput(
         changes = {"attention_share": attention_share, "split_heads": split_heads}
         original = _call(unfused_model(), images)
 
-        def speeds(widths: Iterable[int], rounds: int) -> list[WidthSpeed]:
+        def timed(models: Mapping[int, nn.Module], rounds: int) -> dict[int, _Times]:
             """Each width in turns with all others and the baseline."""
-            models = {
-                width: unfused_model(embed_dim=width, **changes) for width in sorted(set(widths))
-            }
             calls = {str(width): _call(model, images) for width, model in models.items()}
             times = interleave({"original": original, **calls}, rounds=rounds)
-            rows = []
-            for width, model in models.items():
-                pairs = zip(times["original"], times[str(width)], strict=True)
-                low, middle, high = quartiles([ours / its for ours, its in pairs])
-                speed = batch_size / median(times[str(width)])
-                rows.append(WidthSpeed(width, count_macs(model, side), speed, middle, low, high))
-                bar.update()
-            return rows
+            bar.update(len(models))
+            return {width: _Times(times["original"], times[str(width)]) for width in models}
 
-        def distance(row: WidthSpeed) -> float:
-            return abs(math.log(row.speedup / speedup))
+        def of_widths(steps: Iterable[int]) -> dict[int, nn.Module]:
+            widths = sorted({step * max(1, count) for count in steps})
+            return {width: unfused_model(embed_dim=width, **changes) for width in widths}
+
+        def distance(ratio: float) -> float:
+            return abs(math.log(ratio / speedup))
 
         with tqdm(desc=f"{baseline} at {attention_share:.0%}", unit="width", delay=2) as bar:
             most = 2 * config.embed_dim // step  # in steps of the width
-            coarse = speeds((step * max(1, round(most * share)) for share in _COARSE), 5)
-            reached = [row.speedup for row in coarse]
-            if not closest and not min(reached) <= speedup <= max(reached):
+            coarse = timed(of_widths(round(most * share) for share in _COARSE), 5)
+            reached = {width: median(times.ratios) for width, times in coarse.items()}
+            slowest, fastest = min(reached.values()), max(reached.values())
+            if not closest and not slowest <= speedup <= fastest:
                 raise ValueError(
-                    f"speedup: expected {min(reached):.2f} to {max(reached):.2f}, what widths "
-                    f"{coarse[0].embed_dim} to {coarse[-1].embed_dim} reach, got {speedup}"
+                    f"speedup: expected {slowest:.2f} to {fastest:.2f}, what widths "
+                    f"{min(reached)} to {max(reached)} reach, got {speedup}"
                 )
-            near = min(coarse, key=distance).embed_dim // step
-            tried = speeds((step * max(1, near + i) for i in _BESIDE), rounds)
+            near = min(reached, key=lambda width: distance(reached[width])) // step
+            models = of_widths(near + i for i in _BESIDE)
+            tried = []
+            for width, times in timed(models, rounds).items():
+                low, middle, high = quartiles(times.ratios)
+                speed = batch_size / median(times.own)
+                macs = count_macs(models[width], side)
+                tried.append(WidthSpeed(width, macs, speed, middle, low, high))
     fast_enough = [row for row in tried if row.speedup >= (1 - tolerance) * speedup]
-    best = fast_enough[-1] if fast_enough else min(tried, key=distance)  # the widest is last
+    nearest = min(tried, key=lambda row: distance(row.speedup))
+    best = fast_enough[-1] if fast_enough else nearest  # the widest is last
     card = environment_card(device=device, batch_size=batch_size, dataset="zeros")
     return ThroughputMatch(
         baseline=baseline,
@@ -149,6 +148,18 @@ def match_throughput(
         rounds=rounds,
         environment=card,
     )
+
+
+@dataclass(frozen=True)
+class _Times:
+    """Seconds of each call, in turns."""
+
+    original: list[float]
+    own: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        return [before / own for before, own in zip(self.original, self.own, strict=True)]
 
 
 def _call(model: nn.Module, images: torch.Tensor) -> Callable[[], object]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evitlab.analysis.layout import global_layout, grid_of
+from evitlab.wording import did_you_mean
 
 
 @contextmanager
@@ -31,8 +31,7 @@ def watch_layer(model: nn.Module, name: str) -> Iterator[nn.Identity]:
     """
     layers = dict(model.named_modules())
     if name not in layers:
-        close = get_close_matches(name, layers, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, layers)
         raise ValueError(f"layer: expected a module of the model, got {name!r}{hint}")
     probe, img_size = nn.Identity(), [0, 0]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import islice, product
 
 import torch
@@ -22,6 +21,7 @@ from evitlab.analysis.engines import ENGINES, PRECISIONS, check_engine
 from evitlab.analysis.turns import Card, Case, Timing, card_of, time_groups
 from evitlab.records import ThroughputRecord, quartiles
 from evitlab.training.evaluation import checked_device
+from evitlab.wording import check_choice
 
 # Models that take turns hold their memory together: fewer at a time, the larger the batch.
 _IMAGES_HELD = 512
@@ -62,12 +62,7 @@ class Plan:
         if not self.seconds > 0:
             raise ValueError(f"seconds: expected more than 0, got {self.seconds}")
         for precision in self.precisions:
-            if precision not in PRECISIONS:
-                close = get_close_matches(precision, PRECISIONS, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(
-                    f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}{hint}"
-                )
+            check_choice("precision", precision, PRECISIONS)
         for device in self.devices:
             if device not in ("cpu", "cuda"):
                 raise ValueError(f"device: expected cpu or cuda, got {device!r}")
