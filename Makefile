@@ -16,6 +16,8 @@ ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
+# Where it is set every process compiles all of evitlab again, and the tests start a hundred.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup reproduce test test-oldest faults hostile lint notebooks figures lab lock
 .DEFAULT_GOAL := help

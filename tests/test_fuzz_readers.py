@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import faults
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fuzz_targets import TARGETS
+from fuzz_targets import TARGETS, fuzz_all
 from hostile import NEEDS_FORK, Attempt, Recorder, Room, tabled
 
 pytestmark = NEEDS_FORK
@@ -29,13 +28,11 @@ pytestmark = NEEDS_FORK
 def test_fuzz(tmp_path: Path, record_property: Recorder, pytestconfig: pytest.Config) -> None:
     """All readers in one test, since they share a start that takes longer than they do."""
     thorough = pytestconfig.getoption("--thorough")
-    options = ["-max_total_time=120"] if thorough else ["-max_total_time=1", "-seed=1"]
+    options = ["-max_total_time=120"] if thorough else ["-runs=800", "-seed=1"]
     options += ["-rss_limit_mb=3000", "-timeout=60", "-max_len=16384"]
-    script = Path(__file__).with_name("fuzz_targets.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), *options], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    fuzzing = faults.process(fuzz_all, tmp_path, options)
+    fuzzing.join()
+    assert fuzzing.exitcode == 0
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     wrong = []
     for name in TARGETS:

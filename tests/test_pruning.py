@@ -215,9 +215,8 @@ def test_an_ordinary_module(family: str, tmp_path: Path) -> None:
         assert torch.equal(other(x), expected), name
         assert other.channel_widths == model.channel_widths and widths_of(other) == widths_of(model)
     assert relative_error(deploy(model)(x), expected) <= 1e-5
-    forms = (model, deploy(model)) if family == "deit" else (model,)  # one takes seconds
-    for form in forms:  # checked with ONNX Runtime before they stay
-        card = describe_onnx(export_onnx(form, tmp_path / "model.onnx")).card
+    if family != "efficientvit":  # it takes seconds; checked with ONNX Runtime before it stays
+        card = describe_onnx(export_onnx(model, tmp_path / "model.onnx")).card
         assert card["channel_widths"] == model.channel_widths
     twice = prune(again["load_model"], batches(), macs=0.95, steps=1)
     save_weights(twice.model, tmp_path / "twice.safetensors")

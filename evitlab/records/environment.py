@@ -7,9 +7,9 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
-import timm
 import torch
 
 from evitlab.wording import check_choice
@@ -69,7 +69,7 @@ def environment_card(
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         torch=str(torch.__version__),
-        timm=str(timm.__version__),
+        timm=version("timm"),  # importing it takes seconds
         precision=precision,
         layout=layout,
         batch_size=batch_size,
