@@ -126,15 +126,15 @@ def reproduce(
         OSError: `out_dir` cannot be written.
     """
     check_choice("scale", scale, REPRODUCE_SCALES)
-    budget_min = math.inf if budget_min is None else budget_min
-    if not budget_min > 0:
+    if budget_min is not None and not 0 < budget_min < math.inf:
         raise ValueError(f"budget_min: expected a positive number of minutes, got {budget_min}")
+    budget_s = math.inf if budget_min is None else 60 * budget_min
     paths = _select(notebooks)
     if save_notebooks and notebooks is None and checkout_dir() is None:
         raise ValueError("save_notebooks: expected a checkout of evitlab, got an installed package")
     out = _writable(Path(out_dir).absolute())
     with held(out, command=f"evitlab reproduce --scale {scale}"):
-        return _reproduce(paths, scale, out, save=save_notebooks, budget_s=60 * budget_min)
+        return _reproduce(paths, scale, out, save=save_notebooks, budget_s=budget_s)
 
 
 def _reproduce(

@@ -334,10 +334,11 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_a_peers_classifier_becomes_the_backbone(tmp_path: Path, name: str) -> None:
     classifier = timm.create_model(name, num_classes=5)
     path = save_weights(classifier, tmp_path / "peer.safetensors")
-    for weights in (path, classifier.state_dict()):
+    held = classifier.state_dict()
+    for weights in (path, held):
         body = create_detector(name, num_classes=2, weights=weights).backbone.body
         for key, value in body.state_dict().items():
-            assert torch.equal(value, classifier.state_dict()[key]), key
+            assert torch.equal(value, held[key]), key
 
 
 @pytest.mark.parametrize("names", [("a", "b", "c"), ("a", "b", "d"), ("a", "b")])
@@ -354,15 +355,15 @@ def test_a_detectors_weights_begin_another(tmp_path: Path, names: tuple[str, ...
     )
     unnamed = create_detector("efficientvit_m0", num_classes=3, channels=32, weights=path)
     assert unnamed.class_names == given.class_names  # taken from the weights
-    for own in (unnamed, create_detector(
-        "efficientvit_m0", num_classes=3, channels=32, weights=given.state_dict()
-    )):  # fmt: skip
+    held = given.state_dict()
+    of_dict = create_detector("efficientvit_m0", num_classes=3, channels=32, weights=held)
+    for own in (unnamed, of_dict):
         for key, value in own.state_dict().items():
-            assert torch.equal(value, given.state_dict()[key]), key
-    source = given if names == given.class_names else drawn
+            assert torch.equal(value, held[key]), key
+    scores = held if names == given.class_names else drawn.state_dict()
     for key, value in model.state_dict().items():
-        expected = source if "cls_logits" in key else given
-        assert torch.equal(value, expected.state_dict()[key]), key
+        expected = scores if "cls_logits" in key else held
+        assert torch.equal(value, expected[key]), key
     with pytest.raises(ValueError, match="does not fit the model"):
         create_detector("efficientvit_m0", channels=16, weights=path, **options)
 

@@ -54,17 +54,15 @@ def test_kill_9_at_random(
     record_property: Any,
 ) -> None:
     argv = request.getfixturevalue(name)
-    for warm in ("warm", "whole"):
-        _, seconds = faults.finished(argv, tmp_path / warm)
+    _, seconds = faults.finished(argv, tmp_path / "whole")
     whole = results(tmp_path / "whole")
-    assert whole == results(tmp_path / "warm"), "equal commands come to different ends"
     tries = faults.tries(pytestconfig, quick=2, thorough=8)
     moments, kills = random.Random(8), 0
     equal: list[bool] = []
     while kills < tries:
         out, ended = tmp_path / f"run {len(equal)}", False
         while kills < tries and not ended:
-            after_s = moments.uniform(0.2, 0.9) * seconds
+            after_s = moments.uniform(0.2, 0.8) * seconds
             code = faults.killed([*argv, str(out)], tmp_path / "log", after_s)
             assert code in (0, -9), (tmp_path / "log").read_text(encoding="utf-8")
             assert not faults.unreadable(out)

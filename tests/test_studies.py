@@ -17,6 +17,7 @@ from small_runs import no_training, one_line
 
 from evitlab import Accuracy, environment_card, load_study, run_study
 from evitlab import studies as api
+from evitlab.analysis import matching
 from evitlab.records import AttentionShareRun
 from evitlab.studies import STUDIES, scheduler
 from evitlab.studies.base import Conditions, Run, Study, Training
@@ -167,6 +168,12 @@ def test_every_study_declares_runs_that_can_be_carried_out(name: str, scale: str
         known.add(run.name)
 
 
+def few_widths() -> None:
+    """To be timed in a study's search for equal speed."""
+    setattr(matching, "_COARSE", (0.2, 0.4, 1.0))  # noqa: B010 - a constant, to mypy
+    setattr(matching, "_BESIDE", range(2))  # noqa: B010
+
+
 def test_attention_share_smoke_end_to_end(tmp_path: Path) -> None:
     """Two widths and two trainings, each in a process of its own."""
     command = [
@@ -174,11 +181,12 @@ def test_attention_share_smoke_end_to_end(tmp_path: Path) -> None:
         *("--jobs", "1", "--device", "cpu", "--out"),
     ]
     out = tmp_path / "out"
-    faults.finished(command, out, faulty_study.workers_are_forked)
+    given = (faulty_study.workers_are_forked, few_widths)
+    faults.finished(command, out, *given)
     folder = out / "attention-share" / "smoke"
     first = {file: file.stat().st_mtime_ns for file in folder.glob("*.json")}
     assert len(first) == 4
-    faults.finished(command, out, faulty_study.workers_are_forked)
+    faults.finished(command, out, *given)
     assert all(file.stat().st_mtime_ns == when for file, when in first.items())
     records = load_study("attention-share", folder)
     points = [record for record in records.values() if isinstance(record, AttentionShareRun)]

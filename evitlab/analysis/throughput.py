@@ -9,6 +9,7 @@ waited for at the end of the round.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
@@ -59,7 +60,7 @@ class Plan:
             if min(value if isinstance(value, tuple) else (value,)) < least:
                 shown = list(value) if isinstance(value, tuple) else value
                 raise ValueError(f"{name}: expected at least {least}, got {shown}")
-        if not self.seconds > 0:
+        if not 0 < self.seconds < math.inf:
             raise ValueError(f"seconds: expected more than 0, got {self.seconds}")
         for precision in self.precisions:
             check_choice("precision", precision, PRECISIONS)

@@ -48,6 +48,8 @@ def run(argv: list[str]) -> int:
     """Run a command; returns the exit code, as `evitlab.cli.main` says it."""
     parser = parser_with_commands(GROUPS)
     parser.add_argument("--version", action="version", version=f"evitlab {__version__}")
+    for option in (word[:-3] for word in argv if word.startswith("--") and word.endswith("=--")):
+        parser.error(f"argument {option}: expected a value, got '--'")  # argparse takes it for []
     args = parser.parse_args(argv)
     args.command_line = shlex.join([*launcher(), "evitlab", *_without_machine_paths(argv)])
     try:
