@@ -37,6 +37,8 @@ def test_words_where_numbers_or_choices_are_expected(
         option = action.option_strings[-1]
         if action.type in (int, float) or action.choices:
             for value in NO_NUMBERS:
+                if value.isdigit() and action.type is float:
+                    continue  # a number, if an endless one
                 line = (*words, f"{option}={value}")
                 attempts.append(Attempt(repr(line)[:100], command(*line)))
         attempts.append(Attempt(f"{words} {option} alone", command(*words, option)))
@@ -46,4 +48,4 @@ def test_words_where_numbers_or_choices_are_expected(
     assert len(attempts) > 500
     outcomes = Room(tmp_path).attempt(some(attempts, pytestconfig, 200))
     tabled(record_property, "command line: no numbers, no values, unknown options", outcomes)
-    assert all(one.kind == "refused" for one in outcomes)
+    assert [one.name for one in outcomes if one.kind != "refused"] == []
