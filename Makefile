@@ -12,6 +12,7 @@ BIN := .venv/$(SCRIPTS)
 OLDEST := .venv-oldest/$(SCRIPTS)
 PY := $(BIN)/python
 STAMP := .venv/.installed
+TABLES = $(if $(ARGS),,--tables data/results)  # of all tests, or none
 ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -43,10 +44,10 @@ test-oldest: $(STAMP)  ## the same with the oldest packages that pyproject.toml 
 	@$(OLDEST)/python -m pytest $(ON_ALL_CORES) -o filterwarnings=default $(ARGS)
 
 faults: $(STAMP)  ## kill, starve and fill up running commands at length; prints the table
-	@$(PY) -m pytest --thorough --tables data/results tests/test_faults_*.py $(ARGS)
+	@$(PY) -m pytest --thorough $(TABLES) tests/test_faults_*.py $(ARGS)
 
 hostile: $(STAMP)  ## feed the readers what they must refuse, at length; prints the table
-	@$(PY) -m pytest --thorough --tables data/results \
+	@$(PY) -m pytest --thorough $(TABLES) \
 	  tests/test_hostile_*.py tests/test_laws_*.py tests/test_fuzz_*.py $(ARGS)
 
 lint: $(STAMP)  ## ruff over code and notebooks, then mypy

@@ -14,11 +14,12 @@ import torch
 from packaging.requirements import Requirement
 
 from evitlab.datasets import NAMED_SETS, data_home, is_at_hand
-from evitlab.datasets.voc import is_voc
+from evitlab.datasets.opening_detection import holds_annotations
 from evitlab.records import environment_card
 from evitlab.records.diagnosis import Accelerator, Diagnosis, Extra, Package
 from evitlab.resources import data_dir, notebooks_dir
 from evitlab.version import __version__
+from evitlab.wording import on_one_line
 
 _DISTRIBUTION = "evitlab"
 _CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -122,7 +123,7 @@ def accelerators() -> tuple[tuple[Accelerator, ...], str]:
     if found:
         return tuple(found), ""
     if said:
-        return (), " ".join(str(said[0].message).partition(" (Triggered")[0].split())
+        return (), on_one_line(str(said[0].message).partition(" (Triggered")[0])
     built = torch.version.cuda or torch.version.hip
     return (), "none that torch can use" if built else "none (this torch is built for CPUs alone)"
 
@@ -177,5 +178,5 @@ def _detection_sets(home: Path) -> tuple[str, ...]:
         return ()
     folders = sorted(folder for folder in home.iterdir() if folder.is_dir())
     return tuple(
-        folder.name for folder in folders if (folder / "annotations").is_dir() or is_voc(folder)
+        folder.name for folder in folders if holds_annotations(folder)
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,7 +131,7 @@ def reproduce(
     paths = _select(notebooks)
     if save_notebooks and notebooks is None and checkout_dir() is None:
         raise ValueError("save_notebooks: expected a checkout of evitlab, got an installed package")
-    out = _writable(Path(out_dir).absolute())
+    out = Path(out_dir).absolute()
     with held(out, command=f"evitlab reproduce --scale {scale}"):
         return _reproduce(paths, scale, out, save=save_notebooks, budget_s=budget_s)
 
@@ -181,8 +180,9 @@ def _run_all(
             error = execution.error
             if error is None and not findings:
                 error = "it ended without evitlab.conclude([...])"
-            if error is None and execution.seconds > budget_s:
-                error = f"took {_duration(execution.seconds)}, more than {_duration(budget_s)}"
+            if execution.seconds > budget_s:
+                late = f"over its budget: {_duration(execution.seconds)}"
+                error = f"{error}; {late}" if error else late
             try:
                 write_notebook(execution.notebook, out / "notebooks" / path.name)
                 if save and error is None:
@@ -224,17 +224,6 @@ def _select(
             raise ValueError(f"notebooks: expected NN_name.ipynb files in {shown(path)}, got none")
         chosen.update(file.resolve() for file in found)
     return sorted(chosen, key=lambda path: path.name)
-
-
-def _writable(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise OSError(
-            error.errno, f"out_dir: cannot write here ({error.strerror})", str(folder)
-        ) from error
 
 
 def _count(number: int, noun: str) -> str:

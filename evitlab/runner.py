@@ -94,7 +94,7 @@ def run_notebook(
     except (RuntimeError, TimeoutError) as failure:  # the kernel died, or a cell hangs
         error = str(failure)
     if error is not None:
-        error = " ".join(error.split())
+        error = on_one_line(_without_folders(error))
     return Execution(notebook, time.perf_counter() - start, error)
 
 
@@ -212,6 +212,9 @@ def _normalised_output(output: NotebookNode) -> NotebookNode | None:
     output = NotebookNode(output)
     if output.output_type == "stream":
         output.text = _without_folders(output.text)
+    elif output.output_type == "error":
+        output.evalue = _without_folders(output.evalue)
+        output.traceback = [_without_folders(line) for line in output.traceback]
     elif "data" in output:
         data = dict(output.data)
         if data.pop(_WIDGET, None) is not None:

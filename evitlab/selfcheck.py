@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,7 +63,8 @@ def self_checks(*, reraise: bool = False) -> Iterator[Check]:
 
 def without_folders(text: str) -> str:
     """Absolute paths in a text cut to their last part, as a record names no folder."""
-    for known in (Path(__file__).parents[1], gettempdir()):  # may have spaces in their names
+    # Those that may have spaces in their names.
+    for known in (Path(__file__).parents[1], gettempdir(), sys.prefix, Path.home()):
         text = text.replace(f"{known}{os.sep}", "")
     return _ABSOLUTE.sub("", text)
 

@@ -23,7 +23,8 @@ import torch
 from browser import NO_CHROMIUM, find_chromium
 from timm.layers import config as timm_config
 
-from evitlab.records import write_atomically
+from evitlab.records import environment_card, write_atomically
+from evitlab.schema import encode
 
 pytest_plugins = ["offline"]  # no network
 
@@ -38,8 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The tables that tests fill: `record_property("faults", {"fault": …, "tries": …, …})`."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    """The tables that tests fill: `record_property("faults", {"fault": …, "tries": …, …})`.
+
+    They are printed, and written where --tables says, unless a test failed.
+    """
     tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for report in (r for reports in terminalreporter.stats.values() for r in reports):
         if getattr(report, "when", "") == "call":
@@ -49,8 +53,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name, rows in tables.items():
         terminalreporter.section(name)
         terminalreporter.write_line(pd.DataFrame(rows).to_string(index=False))
-        if folder is not None:
-            content = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+        if folder is not None and exitstatus == 0:
+            table = {
+                "table": name,
+                "command": f"make {name.partition(' ')[0]}",
+                "tests": {name: len(reports) for name, reports in terminalreporter.stats.items()
+                          if name in ("passed", "skipped")},
+                "environment": encode(environment_card(), "environment"),
+                "rows": rows,
+            }
+            content = json.dumps(table, indent=1, ensure_ascii=False) + "\n"
             write_atomically(folder / f"{name.replace(' ', '_')}.json", content)
 
 

@@ -257,8 +257,9 @@ class Watch:
             return
         where = os.path.realpath(os.fspath(path))
         where = where.decode(errors="replace") if isinstance(where, bytes) else where
-        allowed = (str(self.room.target), str(self.room.root / "tmp"))
-        if not where.startswith((*allowed, *_HARMLESS)):
+        allowed = [str(self.room.target), str(self.room.root / "tmp")]
+        inside = [f"{folder}{os.sep}" for folder in allowed]
+        if where not in allowed and not where.startswith((*inside, *_HARMLESS)):
             self.outside.append(f"{event} {where}")
 
 

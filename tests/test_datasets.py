@@ -502,6 +502,24 @@ def test_limit_is_stratified_and_reads_no_more(tmp_path: Path) -> None:
     assert len(open_dataset(root, "all", limit=1000)) == 40
 
 
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"image": "picture"}, "expected the columns of train-0.parquet, got others"),
+        ({"label": "fine_label"}, "expected the columns of train-0.parquet, got others"),
+        ({"label": "kind"}, r"expected an integer label column \(.*got columns image, kind"),
+    ],
+)
+def test_parquet_files_of_one_set_have_the_same_columns(
+    tmp_path: Path, second: dict[str, str], message: str
+) -> None:
+    pictures = [numbered(n) for n in range(3)]
+    write_parquet(tmp_path / "train-0.parquet", pictures, [0, 1, 0])
+    write_parquet(tmp_path / "train-1.parquet", pictures, [0, 1, 0], **second)
+    with pytest.raises(ValueError, match=rf"train-1\.parquet: {message}"):
+        open_dataset(tmp_path, "train")
+
+
 def test_corrupt_file_is_raised_or_skipped(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "pets", {"cat": 3, "dog": 3})
     (root / "dog" / "001.png").write_bytes(numbered(1)[:40])
@@ -689,6 +707,23 @@ def test_stream_names_or_skips_a_corrupt_file(photos: Path, tmp_path: Path) -> N
     order = torch.tensor([0, 4, 4, 9])
     sizes = [len(labels) for _, labels in replace(data, num_workers=0).batches(order, 3)]
     assert sizes == [1, 1]
+
+
+def test_a_disk_that_fails_is_told_and_skipped_as_a_corrupt_file(
+    photos: Path,
+) -> None:
+    whole = streamed(photos, on_error="skip")
+
+    def read(index: int) -> tuple[bytes, str]:
+        if index == 4:
+            raise OSError(5, "Input/output error", "4.png")
+        return whole.source.read(index)
+
+    data = replace(whole, num_workers=0, source=replace(whole.source, read=read))
+    sizes = [len(labels) for _, labels in data.batches(torch.tensor([0, 4, 4, 9]), 3)]
+    assert sizes == [1, 1] and data.skipped == 1
+    with pytest.raises(ValueError, match=r"Input/output error: '4.png'$"):
+        all_batches(replace(data, on_error="raise"), 2)
 
 
 def test_stream_counts_what_it_skips(photos: Path, tmp_path: Path) -> None:

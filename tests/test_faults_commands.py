@@ -98,10 +98,13 @@ def test_kill_9_before_a_file_takes_its_place(
 
 def test_two_at_once(prune: list[str], tmp_path: Path, record_property: Any) -> None:
     out = tmp_path / "run"
+    whole, _ = faults.finished(prune, tmp_path / "whole")
     first = faults.Command([*prune, str(out)], tmp_path / "first.log")
     faults.wait_for(out / ".lock-holder", first.process)
-    code, output = faults.run([*prune, str(out)], tmp_path / "second.log")
+    with faults.stopped(first):
+        code, output = faults.run([*prune, str(out)], tmp_path / "second.log")
     line = faults.one_line(output)
     assert code == 2 and line.startswith(first.refuses(out)), line
     assert first.wait() == 0, first.output()
-    faults.note(record_property, "two on one folder", "prune", lost="nothing", equal=[True])
+    equal = [results(out) == results(whole)]
+    faults.note(record_property, "two on one folder", "prune", lost="nothing", equal=equal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import lzma
 import os
 import struct
 import tarfile
@@ -233,11 +234,17 @@ def archives(outside: Path) -> dict[str, bytes]:
         "cut": whole[:400], "header of rubbish": b"x" * 512, "blank": bytes(10240), "empty": b"",
         "header alone": bytes(header[:512]), "gzip of nothing": gzip.compress(b""),
         "gzip that is cut": gzip.compress(whole)[:-9], "xz magic": b"\xfd7zXZ\x00 rubbish",
-        "zip": b"PK\x03\x04" + bytes(40), "pax of rubbish": archive(
+        "lzma": lzma.compress(whole, lzma.FORMAT_ALONE), "zip": b"PK\x03\x04" + bytes(40),
+        "pax of rubbish": archive(
             lambda tar: tar.addfile(member("cat/x.png", pax_headers={"size": "many"})), "w"),
         "pax with a huge size": archive(
             lambda tar: tar.addfile(member("cat/x.png", pax_headers={"size": str(10**30)})), "w"),
     }  # fmt: skip
+    packed = lzma.compress(whole)
+    for place in range(6, len(packed), 3):  # what comes before says that it is xz
+        made[f"xz, byte {place} altered"] = (
+            packed[:place] + bytes([packed[place] ^ 255]) + packed[place + 1 :]
+        )
     return made
 
 
@@ -285,9 +292,7 @@ def test_folders(tmp_path: Path, record_property: Recorder) -> None:
     loop = room.target / "loop"
     room.file("loop/cat/good.png", blank(8, 8))
     (loop / "cat" / "again").symlink_to(loop, target_is_directory=True)
-    attempts.append(
-        Attempt("folders in a circle", partial(open_dataset, loop, "all", img_size=16))
-    )
+    attempts.append(Attempt("folders in a circle", partial(_opens_one, loop)))
     for path in ("\0", "x" * 5000, "", "/dev/null", "/dev/zero", "/proc/self/mem", "~nobody/x"):
         opened = partial(open_dataset, path, "all", img_size=16)
         attempts.append(Attempt(f"path {path[:20]!r}", opened))
@@ -295,6 +300,10 @@ def test_folders(tmp_path: Path, record_property: Recorder) -> None:
     tabled(record_property, "image folders: links, pipes, devices, circles", outcomes)
     found = {one.name: one.kind for one in outcomes}
     assert all(found[f"{name}: skip"] == "accepted" for name in makers), found
+
+
+def _opens_one(folder: Path) -> None:
+    assert len(open_dataset(folder, "all", img_size=16)) == 1
 
 
 def _touched(path: Path) -> Path:

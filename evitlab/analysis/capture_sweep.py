@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from evitlab.analysis.capture import AttentionMaps, capture_attention
 from evitlab.analysis.subjects import build, default_img_size
 from evitlab.records import CaptureRow
+from evitlab.wording import on_one_line
 
 # Small and base models of each family, at their own image size.
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -111,4 +112,4 @@ def capture_row(name: str, family: str) -> CaptureRow:
 
 
 def _failed(name: str, family: str, error: str) -> CaptureRow:
-    return CaptureRow(name, family, 0, 0, (), (), (), 0.0, 0.0, 0.0, " ".join(error.split()))
+    return CaptureRow(name, family, 0, 0, (), (), (), 0.0, 0.0, 0.0, on_one_line(error))

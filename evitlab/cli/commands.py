@@ -60,18 +60,24 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         _say("interrupted; the same command continues where it can")
         return 130
-    except BrokenPipeError:  # `evitlab models | head`: who reads has enough, which is no mistake
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
+    except BrokenPipeError:
+        try:
+            print(flush=True)
+        except BrokenPipeError:  # `evitlab models | head`: its reader has enough, no mistake
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed at the end
+        else:
+            _say("evitlab: stopped: a process that it talked to is gone", _CAUSE_SPEAKS_S)
         return 1
     except (LostProcess, Terminated) as error:
         if args.debug:
             raise
-        _say(f"evitlab: stopped: {error or 'another process of this run is gone'}", _CAUSE_SPEAKS_S)
+        reason = str(error) or "another process of this run is gone"
+        _say(f"evitlab: stopped: {reason}", _CAUSE_SPEAKS_S)
         return 1
     except (*USER_MISTAKES, RuntimeError, MemoryError) as error:
         if args.debug or not (isinstance(error, USER_MISTAKES) or is_out_of_memory(error)):
             raise
-        _say(f"evitlab: error: {error or type(error).__name__}")
+        _say(f"evitlab: error: {str(error) or type(error).__name__}")
         return 2
 
 

@@ -168,10 +168,10 @@ def decode_all(
         pictures: list[np.ndarray] = []
         kept: list[int] = []
         for index in range(start, min(start + _CHUNK, count)):
-            data, where = read(index)
             try:
+                data, where = read(index)
                 picture = fit_image(decode_image(data, where=where), img_size)
-            except ValueError:
+            except (ValueError, OSError):
                 if on_error == "raise":
                     raise
                 continue

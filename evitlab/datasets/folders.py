@@ -10,10 +10,11 @@ folder open as "all" only, as unlabelled images.
 
 from __future__ import annotations
 
+import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -88,9 +89,20 @@ def list_images(path: Path) -> Listing:
     return _list_folder(path) if path.is_dir() else _list_tar(path)
 
 
+def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, through links too, but into no folder again from below it."""
+    above = {os.fspath(root): {os.path.realpath(root)}}  # of each folder to come, and itself
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        known = above.pop(folder)
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in subfolders}
+        subfolders[:] = [name for name in subfolders if real[name] not in known]
+        yield folder, subfolders, names
+        above |= {os.path.join(folder, name): known | {real[name]} for name in subfolders}
+
+
 def _list_folder(root: Path) -> Listing:
     files: list[str] = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in walk(root):
         subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
         relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
         files += [(relative / name).as_posix() for name in names if _is_image(name)]
@@ -102,10 +114,10 @@ def _list_tar(path: Path) -> Listing:
         raise ValueError(f"{path}: expected a folder or a file, got neither")
     compressed = _is_compressed(path)
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:*" if compressed else "r:") as tar:
             members = {_plain_name(member): member for member in tar if _is_image_member(member)}
             unpacked = _unpack(tar, path, members) if compressed else {}
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = on_one_line(error)
         raise ValueError(
             f"{path}: neither a folder, a parquet file nor a tar ({reason})"

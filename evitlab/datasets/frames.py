@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from evitlab.datasets.decoding import FORMATS, MAX_PIXELS, OnError, decode_image
-from evitlab.datasets.folders import IMAGE_SUFFIXES, read_image_file
+from evitlab.datasets.folders import IMAGE_SUFFIXES, read_image_file, walk
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 _ANIMATED = ("GIF", "WEBP", "PNG")  # other formats have pages, or a preview, instead
@@ -112,7 +112,7 @@ def _listed(path: Path, leave_out: Path | None) -> list[tuple[Path, str]]:
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: expected an image, a video or a folder, found nothing")
     found: list[tuple[Path, str]] = []
-    for folder, below, names in os.walk(path, followlinks=True):
+    for folder, below, names in walk(path):
         here = Path(folder)
         below[:] = sorted(
             name for name in below

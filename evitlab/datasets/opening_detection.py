@@ -96,7 +96,7 @@ def _find_path(name: str) -> Path:
         return path
     home = data_home()
     folders = sorted(home.iterdir()) if home.is_dir() else []
-    known = [SCENES, *(folder.name for folder in folders if _holds_annotations(folder))]
+    known = [SCENES, *(folder.name for folder in folders if holds_annotations(folder))]
     if name in known:
         return home / name
     if name in _TITLES:  # nothing fetches it
@@ -111,7 +111,8 @@ def _find_path(name: str) -> Path:
     )
 
 
-def _holds_annotations(folder: Path) -> bool:
+def holds_annotations(folder: Path) -> bool:
+    """Whether a folder holds a data set with boxes, of COCO's or VOC's kind."""
     return (folder / "annotations").is_dir() or bool(_annotation_files(folder)) or is_voc(folder)
 
 

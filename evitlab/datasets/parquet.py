@@ -131,15 +131,23 @@ def open_parquet(
     Raises:
         ValueError: a file is not parquet, or has no image or no label column.
     """
-    try:
-        schema = pq.read_schema(files[0])
-        image_column = _image_column(schema, files[0])
-        label_column = _label_column(schema, label, files[0])
-        columns = [pq.ParquetFile(path).read([label_column])[label_column] for path in files]
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(files[0].parent, error) from error
-    if any(column.null_count for column in columns):
-        raise ValueError(f"{files[0]}: column {label_column!r} has rows without a label")
+    columns: list[pa.ChunkedArray] = []
+    found: set[tuple[str, str]] = set()
+    for path in files:
+        try:
+            file = pq.ParquetFile(path)
+            schema = file.schema_arrow
+            image_column = _image_column(schema, path)
+            label_column = _label_column(schema, label, path)
+            columns.append(file.read([label_column])[label_column])
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, error) from error
+        if columns[-1].null_count:
+            raise ValueError(f"{path}: column {label_column!r} has rows without a label")
+        found.add((image_column, label_column))
+        if len(found) > 1:
+            raise ValueError(f"{path}: expected the columns of {files[0].name}, got others")
+    schema = pq.read_schema(files[0])
     labels = np.concatenate([column.to_numpy().astype(np.int64) for column in columns])
     names = _class_names(schema, label_column, folder)
     if not names:

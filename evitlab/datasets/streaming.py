@@ -245,7 +245,7 @@ class _Samples(TorchDataset):
         rng = None if self.seed is None else np.random.default_rng((self.seed, place))
         try:
             return self.data._load(index, rng), label, index, ""
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             # Sent as data: raised in a worker, the message would be buried in its traceback.
             return None, label, index, str(error)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from evitlab.models.deploy import DEPLOYED
 from evitlab.resources import data_dir
-from evitlab.wording import shown
+from evitlab.wording import on_one_line, shown
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def read_file(path: Path) -> Any:
             ) from error
         # Torch's own advice comes first in its message, and is to run the code.
         reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-        reason = " ".join(reason.strip().partition("\n")[0].partition(". ")[0].split())
+        reason = on_one_line(reason.strip().partition("\n")[0].partition(". ")[0])
         reason = f"{type(error).__name__}: {reason}"
         raise ValueError(f"{path}: truncated or not a weights file ({reason})") from error
 

@@ -115,8 +115,6 @@ def carry_out(
         names = ", ".join(run.name for run in declared)
         raise ValueError(f"only: expected one that matches a run ({names}), got {only!r}")
     deadline = time.monotonic() + 60 * time_limit if time_limit else float("inf")
-    records = finished_records(study, records_dir)
-    waiting = [run for run in chosen if run.name not in records]
     failed: dict[str, str] = {}
     live: list[_Child] = []
 
@@ -144,33 +142,34 @@ def carry_out(
         held(out_dir, command=conditions.command),
         held(records_dir, command=conditions.command),
         _terminated_as_interrupted(),
-        tqdm(
-            total=len(chosen), desc=study.name, bar_format=_BAR, initial=len(chosen) - len(waiting)
-        ) as bar,
-    ):  # fmt: skip
-        try:
-            while (waiting or live) and time.monotonic() < deadline:
-                while len(live) < jobs and (run := _next(waiting, live, records, failed)):
-                    waiting.remove(run)
-                    start(run)
-                if not live:  # what is left waits for a run that failed or is not asked for
-                    break
-                time.sleep(_POLL_SECONDS)
-                for child in [child for child in live if child.process.poll() is not None]:
-                    live.remove(child)
-                    child.close()
-                    found = finished_records(study, records_dir, (child.run.name,))
-                    records |= found
-                    if found:
-                        bar.write(f"{child.run.name}: {child.last_line()}")
-                    else:
-                        failed[child.run.name] = child.how_it_failed()
-                        bar.write(f"{child.run.name}: FAILED: {child.how_it_failed()}")
-                done = sum(run.name in records or run.name in failed for run in chosen)
-                bar.n = done + sum(child.progress() for child in live)
-                bar.set_postfix_str(", ".join(child.run.name for child in live), refresh=True)
-        finally:
-            _stop(live)
+    ):
+        records = finished_records(study, records_dir)
+        waiting = [run for run in chosen if run.name not in records]
+        done = len(chosen) - len(waiting)
+        with tqdm(total=len(chosen), desc=study.name, bar_format=_BAR, initial=done) as bar:
+            try:
+                while (waiting or live) and time.monotonic() < deadline:
+                    while len(live) < jobs and (run := _next(waiting, live, records, failed)):
+                        waiting.remove(run)
+                        start(run)
+                    if not live:  # what is left waits for a run that failed or is not asked for
+                        break
+                    time.sleep(_POLL_SECONDS)
+                    for child in [child for child in live if child.process.poll() is not None]:
+                        live.remove(child)
+                        child.close()
+                        found = finished_records(study, records_dir, (child.run.name,))
+                        records |= found
+                        if found:
+                            bar.write(f"{child.run.name}: {child.last_line()}")
+                        else:
+                            failed[child.run.name] = child.how_it_failed()
+                            bar.write(f"{child.run.name}: FAILED: {child.how_it_failed()}")
+                    done = sum(run.name in records or run.name in failed for run in chosen)
+                    bar.n = done + sum(child.progress() for child in live)
+                    bar.set_postfix_str(", ".join(child.run.name for child in live), refresh=True)
+            finally:
+                _stop(live)
     unfinished = [run.name for run in chosen if run.name not in records and run.name not in failed]
     return StudyReport(records, failed, tuple(unfinished))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from evitlab.studies import STUDIES
 from evitlab.studies.base import Conditions
+from evitlab.wording import on_one_line
 
 
 def main(request: str) -> int:
@@ -29,7 +30,7 @@ def main(request: str) -> int:
         record.save(asked["record"])
     except Exception as error:  # whatever a model, a data set or a disk may raise
         traceback.print_exc()
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        print(f"{type(error).__name__}: {on_one_line(error)}")
         return 1
     print("\nfinished")
     return 0
