@@ -62,9 +62,11 @@ def box_ap(
     found, results_name = _read(results, "results")
     detections = _checked_results(found, results_name, checked)
     target = COCO(checked, print_function=_silent)
-    evaluation = COCOeval_faster(
-        target, target.loadRes(detections), iouType="bbox", print_function=_silent
-    )
+    if detections:
+        loaded = target.loadRes(detections)
+    else:  # which older versions cannot load
+        loaded = COCO({**checked, "annotations": []}, print_function=_silent)
+    evaluation = COCOeval_faster(target, loaded, iouType="bbox", print_function=_silent)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
