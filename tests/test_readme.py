@@ -9,6 +9,7 @@ import html
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -52,6 +53,47 @@ def ratios_of(record: DeployRatios) -> list[str]:
         cells = " | ".join(f"{ratios[model, *column]:.2f}×" for column in columns)
         rows.append(f"| `{model}` | {cells} |")
     return rows
+
+
+def table_of(name: str) -> list[dict[str, Any]]:
+    """The rows that `make faults` or `make hostile` recorded."""
+    path = data_dir() / "results" / f"{name}.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def total(rows: list[dict[str, Any]], column: str, beginning: str = "") -> int:
+    """The sum of a column, over the rows whose first cell begins so."""
+    return sum(row[column] for row in rows if next(iter(row.values())).startswith(beginning))
+
+
+def withstands() -> list[str]:
+    """The two items that the README must hold."""
+    faults, hostile = table_of("faults"), table_of("hostile_input")
+    ended = [row["resumed equal"].split(" of ") for row in faults]
+    equal, resumed = (sum(int(row[i]) for row in ended) for i in (0, 1))
+    return [
+        f"- `make faults` did harm to running commands {total(faults, 'tries')} times: "
+        f"{total(faults, 'tries', 'kill')} kills, full and read-only disks, no memory, dead "
+        "workers, a clock that goes backwards, two commands on one folder. Of "
+        f"{total(faults, 'files read'):,} files read afterwards {total(faults, 'corrupt files')} "
+        f"were corrupt, and {equal} of {resumed} runs that went on came to what undisturbed ones "
+        "come to, bit for bit; training lost an epoch at most.",
+        f"- `make hostile` fed {total(hostile, 'inputs tried'):,} inputs to the readers, "
+        f"{total(hostile, 'inputs tried', 'fuzzed'):,} of them made by a fuzzer: "
+        f"{total(hostile, 'crashes')} crashes, code executed {total(hostile, 'code executed')} "
+        f"times, {total(hostile, 'files outside')} files written outside the target.",
+    ]  # fmt: skip
+
+
+def rows_in_words(name: str) -> list[str]:
+    """A recorded table as Markdown, which data/results/README.md must hold."""
+    rows = table_of(name)
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    for row in rows:
+        cells = (f"{value:,}" if isinstance(value, int) else value for value in row.values())
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def test_every_linked_file_exists():
@@ -106,3 +148,13 @@ def test_gallery_shows_the_findings(cell: str) -> None:
     text = caption.partition(", ")[2].replace("−", "-").replace("\xa0", " ")
     for number in re.findall(r"[-+]?\d+(?:\.\d+)?(?: of \d+)?(?: %)?", text):
         assert number in FINDINGS, f"{number}: in no finding of figures/findings"
+
+
+def test_what_it_withstands_is_what_was_recorded() -> None:
+    for item in withstands():
+        assert item in README, f"expected\n{item}"
+
+
+@pytest.mark.parametrize("name", ["faults", "hostile_input"])
+def test_tables_of_harm_are_the_recorded_ones(name: str) -> None:
+    assert "\n".join(rows_in_words(name)) in RECORDED
