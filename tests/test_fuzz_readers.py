@@ -28,7 +28,7 @@ pytestmark = NEEDS_FORK
 def test_fuzz(tmp_path: Path, record_property: Recorder, pytestconfig: pytest.Config) -> None:
     """All readers in one test, since they share a start that takes longer than they do."""
     thorough = pytestconfig.getoption("--thorough")
-    options = ["-max_total_time=120"] if thorough else ["-runs=800", "-seed=1"]
+    options = ["-max_total_time=60"] if thorough else ["-runs=800", "-seed=1"]
     options += ["-rss_limit_mb=3000", "-timeout=60", "-max_len=16384"]
     fuzzing = faults.process(fuzz_all, tmp_path, options)
     fuzzing.join()

@@ -297,6 +297,7 @@ def _rows(
 
 def _write_trace(profiler: profile, path: Path) -> None:
     with TemporaryDirectory() as folder:
-        trace = Path(folder) / path.name
+        # Not the file's own name: where that is none, torch would say so in its way.
+        trace = Path(folder) / ("trace.json.gz" if path.suffix == ".gz" else "trace.json")
         profiler.export_chrome_trace(str(trace))
         write_atomically(path, trace.read_bytes())
