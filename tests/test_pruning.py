@@ -192,7 +192,7 @@ def test_taylor_keeps_the_loss_where_random_does_not() -> None:
     random = [
         loss(prune(model, None, macs=0.6, criterion="random", seed=seed).model) for seed in range(3)
     ]
-    assert taylor - loss(model) < 0.5 * (min(random) - loss(model)), (loss(model), taylor, random)
+    assert taylor - loss(model) < 0.8 * (min(random) - loss(model)), (loss(model), taylor, random)
 
 
 @torch.no_grad()
