@@ -511,7 +511,7 @@ def test_limit_is_stratified_and_reads_no_more(tmp_path: Path) -> None:
     ],
 )
 def test_parquet_files_of_one_set_have_the_same_columns(
-    tmp_path: Path, second: dict[str, str], message: str
+    tmp_path: Path, second: dict[str, Any], message: str
 ) -> None:
     pictures = [numbered(n) for n in range(3)]
     write_parquet(tmp_path / "train-0.parquet", pictures, [0, 1, 0])
@@ -712,14 +712,14 @@ def test_stream_names_or_skips_a_corrupt_file(photos: Path, tmp_path: Path) -> N
 def test_a_disk_that_fails_is_told_and_skipped_as_a_corrupt_file(
     photos: Path,
 ) -> None:
-    whole = streamed(photos, on_error="skip")
+    whole: Any = streamed(photos, on_error="skip")
 
     def read(index: int) -> tuple[bytes, str]:
         if index == 4:
             raise OSError(5, "Input/output error", "4.png")
         return whole.source.read(index)
 
-    data = replace(whole, num_workers=0, source=replace(whole.source, read=read))
+    data: Any = replace(whole, num_workers=0, source=replace(whole.source, read=read))
     sizes = [len(labels) for _, labels in data.batches(torch.tensor([0, 4, 4, 9]), 3)]
     assert sizes == [1, 1] and data.skipped == 1
     with pytest.raises(ValueError, match=r"Input/output error: '4.png'$"):
