@@ -34,13 +34,13 @@ from evitlab.training.sync_norm import synchronized_norms
 # would drift apart by 1e-3 within eight steps: Adam's first steps follow the sign of a gradient,
 # which rounding can decide (see sync_norm.py); in float64, or at this rate, they do not.
 ALIKE: dict[str, Any] = dict(
-    epochs=3, batch_size=16, lr=1e-4, crop="resized", flip=0.5, randaugment_ops=2,
+    epochs=2, batch_size=16, lr=1e-4, crop="resized", flip=0.5, randaugment_ops=2,
     mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, ema_decay=0.9, clip="agc",
     clip_grad=0.02,
 )  # fmt: skip
 RUNS: dict[str, dict[str, Any]] = {
     "whole": ALIKE,
-    "parts": ALIKE | dict(accumulate=2, epochs=2),
+    "parts": ALIKE | dict(accumulate=2, epochs=1),
     "uneven": ALIKE | dict(batch_size=15, epochs=1),
 }
 VALIDATION = 7  # images, which two processes cannot share evenly

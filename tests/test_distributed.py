@@ -125,17 +125,18 @@ def test_a_killed_process_ends_the_run_in_one_line_and_it_resumes(tmp_path: Path
     root = write_folder(tmp_path / "data", {"train": shapes(32), "val": shapes(5, "val")})
     out, whole = tmp_path / "run", tmp_path / "whole"
     command = ["train", "efficientvit_m0", "--data", str(root), "--img-size", "32", "--recipe",
-               "smoke", "--batch-size", "16", "--lr", "1e-4", "--epochs", "4", "--device",
+               "smoke", "--batch-size", "16", "--lr", "1e-4", "--epochs", "5", "--device",
                "cpu"]  # fmt: skip
     run = subprocess.Popen(
         [*TORCHRUN, "-m", "evitlab", *command, "--out", str(out)],
         env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    last = out / "checkpoints" / "last.pt"
+    last, victim = out / "checkpoints" / "last.pt", 0
     while not last.exists():
         assert run.poll() is None, run.communicate()[1][-3000:]
-        time.sleep(0.05)
-    os.kill(process_of_rank(1, run.pid), signal.SIGKILL)
+        victim = victim or process_of_rank(1, run.pid)  # known by then: no epoch may pass
+        time.sleep(0.01)
+    os.kill(victim, signal.SIGKILL)
     _, said = run.communicate(timeout=120)
     assert run.returncode != 0
     (line,) = [line for line in said.splitlines() if "evitlab: " in line]
@@ -150,13 +151,13 @@ def test_a_killed_process_ends_the_run_in_one_line_and_it_resumes(tmp_path: Path
 
 
 def process_of_rank(rank: int, launcher: int) -> int:
-    """The child of torchrun that has this number."""
-    (found,) = [
+    """The child of torchrun that has this number; 0 where it has not begun."""
+    found = (
         child.pid
         for child in psutil.Process(launcher).children()
         if child.environ().get("RANK") == str(rank)
-    ]
-    return found
+    )
+    return next(found, 0)
 
 
 def test_parts_of_a_batch_give_its_gradient(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from small_runs import shapes, tiny_vit, write_folder
 from evitlab.training.checkpoint import save_weights
 
 
+Whole = tuple[dict[str, Any], float]
+
+
 @pytest.fixture(scope="module")
 def detect(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Three drawn scenes, learnt and measured in a second or two."""
@@ -36,6 +39,22 @@ def prune(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="module")
+def detect_whole(detect: list[str], tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return undisturbed(detect, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def prune_whole(prune: list[str], tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return undisturbed(prune, tmp_path_factory)
+
+
+def undisturbed(argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """What a command comes to when nothing happens, and its seconds."""
+    out, seconds = faults.finished(argv, tmp_path_factory.mktemp("reference") / "run")
+    return results(out), seconds
+
+
 def results(out: Path) -> dict[str, Any]:
     """Weights and records of a finished command, below its folder, without times."""
     kinds = {".safetensors": Path.read_bytes, ".json": faults.read_untimed}
@@ -54,11 +73,9 @@ def test_kill_9_at_random(
     pytestconfig: pytest.Config,
     record_property: Any,
 ) -> None:
-    argv = request.getfixturevalue(name)
-    _, seconds = faults.finished(argv, tmp_path / "whole")
-    whole = results(tmp_path / "whole")
-    tries = faults.tries(pytestconfig, quick=2, thorough=8)
-    moments, kills = random.Random(8), 0
+    argv, (whole, seconds) = request.getfixturevalue(name), request.getfixturevalue(f"{name}_whole")
+    tries = faults.tries(pytestconfig, quick=1, thorough=8)
+    moments, kills = random.Random(5), 0
     equal: list[bool] = []
     while kills < tries:
         out, ended = tmp_path / f"run {len(equal)}", False
@@ -105,9 +122,10 @@ def test_kill_9_before_a_file_takes_its_place(
     assert not faults.litter(out)
 
 
-def test_two_at_once(prune: list[str], tmp_path: Path, record_property: Any) -> None:
+def test_two_at_once(
+    prune: list[str], prune_whole: Whole, tmp_path: Path, record_property: Any
+) -> None:
     out = tmp_path / "run"
-    whole, _ = faults.finished(prune, tmp_path / "whole")
     first = faults.Command([*prune, str(out)], tmp_path / "first.log")
     faults.wait_for(out / ".lock-holder", first.process)
     with faults.stopped(first):
@@ -115,5 +133,5 @@ def test_two_at_once(prune: list[str], tmp_path: Path, record_property: Any) -> 
     line = faults.one_line(output)
     assert code == 2 and line.startswith(first.refuses(out)), line
     assert first.wait() == 0, first.output()
-    equal = [results(out) == results(whole)]
+    equal = [results(out) == prune_whole[0]]
     faults.note(record_property, "two on one folder", "prune", lost="nothing", equal=equal)

@@ -92,7 +92,7 @@ def test_kill_9_at_each_write(
 ) -> None:
     """Before a file is flushed, before it takes its place, and after; as far as the run comes."""
     whole, _ = reference
-    first = faults.tries(pytestconfig, quick=2, thorough=12)
+    first = faults.tries(pytestconfig, quick=1, thorough=12)
     moments = [
         (call, number, moment)
         for number in range(1, first + 1)

@@ -69,7 +69,7 @@ def test_numbers_out_of_range_and_wrong_paths(
             tried = command(*line, f"{option}={value}")
             attempts.append(Attempt(f"{' '.join(words)} {option}={value[-30:]!r}", tried))
     assert len(attempts) > 150
-    chosen = some(attempts, pytestconfig, 12)
+    chosen = some(attempts, pytestconfig, 6)
     chosen.append(Attempt("export, nothing wrong", command(*known["export",])))
     outcomes = room.attempt(chosen, memory_mib=2048)
     tabled(record_property, "command line: numbers out of range, wrong paths", outcomes)

@@ -13,7 +13,6 @@ Paper: Section 2.3; Molchanov et al. 2019, Section 3.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from evitlab.models.channels import ChannelLayer, channel_layers, cut_channels
-from evitlab.models.cost import count_macs_by_module
+from evitlab.models.cost import count_macs_by_module, without_values
 from evitlab.records import ChannelImportance
 
 Size = int | tuple[int, int] | None
@@ -146,7 +145,7 @@ def unit_macs(model: nn.Module, img_size: Size) -> dict[Key, int]:
                     channels = torch.arange(layer.count(width)).view(layer.num_heads, -1)
                     keep[layer.name] = {width: channels[:, 1:].flatten()}
         if keep:
-            ghost = copy.deepcopy(model).to("meta")
+            ghost = without_values(model)
             cut_channels(ghost, keep)
             narrower = count_macs_by_module(ghost, img_size)
             costs |= {

@@ -71,8 +71,8 @@ def run(argv: list[str]) -> int:
     except (LostProcess, Terminated) as error:
         if args.debug:
             raise
-        reason = str(error) or "another process of this run is gone"
-        _say(f"evitlab: stopped: {reason}", _CAUSE_SPEAKS_S)
+        gone = "another process of this run is gone; the same command continues where it can"
+        _say(f"evitlab: stopped: {str(error) or gone}", _CAUSE_SPEAKS_S)
         return 1
     except (*USER_MISTAKES, RuntimeError, MemoryError) as error:
         if args.debug or not (isinstance(error, USER_MISTAKES) or is_out_of_memory(error)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from matplotlib.transforms import Bbox
 
 _RADII = (6.0, 11.0, 18.0, 27.0, 38.0)  # points; tried from near to far
 _LEADER_FROM = 18.0  # points; farther labels get a line to their point
-_ANGLES = tuple(math.radians(a) for a in (0, 90, 270, 180, 45, 315, 135, 225, 20, 340, 160, 200))
+_ANGLES = np.radians([0, 90, 270, 180, 45, 315, 135, 225, 20, 340, 160, 200])
 
 
 def place_labels(
@@ -64,22 +63,17 @@ def place_labels(
 
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
     order = np.argsort(-np.exp(-distance / 60).sum(1), kind="stable")
-    boxes: dict[int, Bbox] = {}
+    radii, angles = (grid.ravel() for grid in np.meshgrid(_RADII, _ANGLES, indexing="ij"))
+    places = [_places(points[i], angles, radii * pixels_per_point, sizes[i]) for i in order]
+    boxes: dict[int, np.ndarray] = {}
     for _ in range(4):
-        for i in order:
-            others = [box for j, box in boxes.items() if j != i]
-            candidates = [
-                (_box_at(points[i], angle, radius * pixels_per_point, sizes[i]), radius)
-                for radius in _RADII
-                for angle in _ANGLES
-            ]
-            costs = [
-                radius + _cost(box, frame, others, points, lines) for box, radius in candidates
-            ]
-            boxes[i] = candidates[int(np.argmin(costs))][0]
+        for i, candidates in zip(order, places, strict=True):
+            others = np.array([box for j, box in boxes.items() if j != i]).reshape(-1, 4)
+            costs = radii + _costs(candidates, frame, others, points, lines)
+            boxes[i] = candidates[np.argmin(costs)]
 
     for i, label in enumerate(labels):
-        box = boxes[i]
+        box = Bbox.from_extents(boxes[i])
         # Anchored on the side that faces the point: at another dpi text is not exactly as wide.
         side = int(points[i][0] < box.x0) - int(points[i][0] > box.x1)
         label.set_horizontalalignment(("center", "left", "right")[side])
@@ -99,34 +93,27 @@ def place_labels(
     return labels
 
 
-def _box_at(
-    point: np.ndarray, angle: float, radius: float, size: tuple[float, float]
-) -> Bbox:
-    """The label's box whose side facing the point lies `radius` away in the given direction."""
-    width, height = size
-    dx, dy = math.cos(angle), math.sin(angle)
-    centre_x = point[0] + dx * radius + dx * width / 2
-    centre_y = point[1] + dy * radius + dy * height / 2
-    return Bbox.from_bounds(centre_x - width / 2, centre_y - height / 2, width, height)
+def _places(
+    point: np.ndarray, angles: np.ndarray, radii: np.ndarray, size: tuple[float, float]
+) -> np.ndarray:
+    """[n, 4] boxes (x0, y0, x1, y1) whose side facing the point is so far away, in a direction."""
+    directions = np.column_stack([np.cos(angles), np.sin(angles)])
+    centres = point + directions * radii[:, None] + directions * np.array(size) / 2
+    return np.hstack([centres - np.array(size) / 2, centres + np.array(size) / 2])
 
 
-def _cost(
-    box: Bbox, frame: Bbox, others: list[Bbox], points: np.ndarray, lines: np.ndarray
-) -> float:
-    """What a place costs, in points of distance: covering text or a marker is worst."""
-    cost = 0.0
-    padded = box.padded(2)
-    for other in others:
-        if padded.overlaps(other):
-            cost += 500.0
+def _costs(
+    boxes: np.ndarray, frame: Bbox, others: np.ndarray, points: np.ndarray, lines: np.ndarray
+) -> np.ndarray:
+    """What each place costs, in points of distance: covering text or a marker is worst."""
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    costs = 500.0 * _all((low - 2 <= others[:, 2:]) & (others[:, :2] <= high + 2))
     for obstacles, padding, price in ((points, 7.0, 300.0), (lines, 1.0, 12.0)):
-        inside = (
-            (obstacles[:, 0] > box.x0 - padding)
-            & (obstacles[:, 0] < box.x1 + padding)
-            & (obstacles[:, 1] > box.y0 - padding)
-            & (obstacles[:, 1] < box.y1 + padding)
-        )
-        cost += price * float(inside.sum())
-    if box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1:
-        cost += 1000.0
-    return cost
+        costs += price * _all((obstacles > low - padding) & (obstacles < high + padding))
+    outside = (boxes[:, :2] < frame.min).any(1) | (boxes[:, 2:] > frame.max).any(1)
+    return costs + 1000.0 * outside
+
+
+def _all(inside: np.ndarray) -> np.ndarray:
+    """[boxes, obstacles, 2] in x and y -> how many obstacles each box meets in both."""
+    return inside.all(-1).sum(-1)

@@ -52,6 +52,16 @@ def count_macs_by_module(
     }
 
 
+def without_values(model: nn.Module) -> Any:
+    """A copy on the meta device: it has shapes, computes nothing, and no weight is copied for it."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        shape = tensor.detach().to("meta")
+        trained = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(shape, tensor.requires_grad) if trained else shape
+    return copy.deepcopy(model, memo)
+
+
 def _unchanged(images: Tensor) -> Tensor:
     return images
 
@@ -61,7 +71,7 @@ def _counted(model: nn.Module, img_size: int | tuple[int, int] | None) -> FlopCo
         "input_size", (3, 224, 224)
     )
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size or default
-    ghost: Any = copy.deepcopy(model).to("meta").eval()
+    ghost = without_values(model).eval()
     if hasattr(ghost, "forward_dense"):  # a detector: what it selects boxes with needs values
         ghost.forward = ghost.forward_dense
     for module in ghost.modules():

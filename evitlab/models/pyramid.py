@@ -7,7 +7,6 @@ Shape legend: B images, C channels, H x W pixels of a padded batch.
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evitlab.models.config import EfficientViTConfig
+from evitlab.models.cost import without_values
 from evitlab.models.zoo import MODELS, create_model
 from evitlab.wording import did_you_mean, on_one_line
 
@@ -139,7 +139,7 @@ def build_timm(name: str, *, pretrained: bool = False) -> nn.Module:
 def _check_maps(body: nn.Module) -> None:
     """Raise an AssertionError where maps are not what `feature_info` says; nothing is computed."""
     height, width = 128, 192
-    ghost = copy.deepcopy(body).to("meta").eval()
+    ghost = without_values(body).eval()
     maps = ghost(torch.empty(1, 3, height, width, device="meta"))
     for level, channels, stride in zip(maps, *_features_of(body), strict=True):
         wanted = [1, channels, -(-height // stride), -(-width // stride)]
