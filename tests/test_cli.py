@@ -538,6 +538,26 @@ MISTAKES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
         lambda at: at.train("--out", at.file("file") + "/out"),
         "cannot write here",
     ),
+    "a record that cannot be written": (  # said before anything is measured
+        lambda at: ["bench", "nothing", "--json", at.file("file") + "/x.json"],
+        r"cannot write here \(Not a directory\): '.*file/x\.json'",
+    ),
+    "a record of the name of a folder": (
+        lambda at: ["bench", "nothing", "--json", str(at.folder)],
+        r"cannot write here \(Is a directory\)",
+    ),
+    "figures where a file is": (
+        lambda at: ["profile", "nothing", "--out", at.file("file")],
+        r"cannot write here \(Not a directory\)",
+    ),
+    "a name that no system takes": (
+        lambda at: ["heads", "nothing", "--json", "x" * 5000],
+        r"cannot write here \(File name too long\)",
+    ),
+    "no name at all": (
+        lambda at: ["heads", "nothing", "--json", "\0"],
+        r"json: expected a path, got '\\x00'",
+    ),
     "a different run": (
         lambda at: at.train("--out", str(at.run)),
         r"out_dir: .* holds a different run \(epochs 3 there, 1 asked for; batch_size",

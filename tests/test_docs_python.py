@@ -33,7 +33,9 @@ BEFORE = {
 # What makes a block small where its model decides the time.
 SMALLER = {
     "num_classes=80)": "num_classes=80, img_size=128, channels=16)",
-    'create_model("efficientvit_m0")': 'create_model("efficientvit_m0", img_size=64, depth=(1, 1, 1))',
+    'create_model("efficientvit_m0")': (
+        'create_model("efficientvit_m0", img_size=64, depth=(1, 1, 1))'
+    ),
 }
 EXAMPLES = [
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")

@@ -13,7 +13,6 @@ from small_runs import shapes, tiny_vit, write_folder
 
 from evitlab.training.checkpoint import save_weights
 
-
 Whole = tuple[dict[str, Any], float]
 
 

@@ -70,6 +70,6 @@ def test_numbers_out_of_range_and_wrong_paths(
             attempts.append(Attempt(f"{' '.join(words)} {option}={value[-30:]!r}", tried))
     assert len(attempts) > 150
     chosen = some(attempts, pytestconfig, 6)
-    chosen.append(Attempt("export, nothing wrong", command(*known["export",])))
+    chosen.append(Attempt("evaluate, nothing wrong", command(*known["evaluate",])))
     outcomes = room.attempt(chosen, memory_mib=2048)
     tabled(record_property, "command line: numbers out of range, wrong paths", outcomes)

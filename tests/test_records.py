@@ -24,6 +24,7 @@ from evitlab.records import (
     Environment,
     EpochLog,
     TrainingRecord,
+    check_writable,
     environment,
     environment_card,
     write_atomically,
@@ -204,6 +205,19 @@ def test_unwritable_folder_is_named(tmp_path):
     file.write_text("")
     with pytest.raises(OSError, match="cannot write here.*file"):
         write_atomically(file / "inside" / "r.json", "x")
+
+
+def test_what_could_not_be_written_is_said_before(tmp_path):
+    check_writable(tmp_path / "new" / "folder" / "r.json")
+    assert not list(tmp_path.iterdir()), "it makes nothing"
+    (tmp_path / "there.json").write_text("old")
+    check_writable(tmp_path / "there.json")
+    assert (tmp_path / "there.json").read_text() == "old"
+    for wrong in (tmp_path, tmp_path / "there.json" / "r.json", tmp_path / ("x" * 300)):
+        with pytest.raises(OSError, match="cannot write here"):
+            check_writable(wrong)
+    with pytest.raises(ValueError, match="null"):
+        check_writable("\0")
 
 
 def test_card_describes_this_process_and_nobody():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import sys
@@ -41,6 +42,7 @@ GROUPS = [
     doctor.add,
 ]  # fmt: skip
 _CAUSE_SPEAKS_S = 2.0  # a process that failed says why well within this, also on a busy machine
+_FOLDERS, _FILES = ("out", "records"), ("file", "json", "predictions", "trace")  # of any command
 USER_MISTAKES = (ValueError, OSError, ArithmeticError)  # one line and exit code 2
 
 
@@ -54,6 +56,7 @@ def run(argv: list[str]) -> int:
     args.command_line = shlex.join([*launcher(), "evitlab", *_without_machine_paths(argv)])
     try:
         with one_voice():
+            _check_outputs(args)
             code = args.run(args) or 0
             sys.stdout.flush()  # here, where what goes wrong is told
             return code
@@ -79,6 +82,19 @@ def run(argv: list[str]) -> int:
             raise
         _say(f"evitlab: error: {str(error) or type(error).__name__}")
         return 2
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Say now that a result could not be written, and not once it has been worked out."""
+    from evitlab.records import check_writable
+
+    for name in (*_FOLDERS, *_FILES):
+        place = getattr(args, name, None)
+        if place:
+            try:
+                check_writable(Path(place, "any") if name in _FOLDERS else place)
+            except ValueError as error:
+                raise ValueError(f"{name}: expected a path, got {place!r} ({error})") from error
 
 
 def _say(message: str, after_s: float = 0.0) -> None:

@@ -127,7 +127,7 @@ def _add_convert(command: AddCommand) -> None:
         "evitlab detect convert VOC2012 instances_train.json --split train",
     )  # fmt: skip
     convert.add_argument("folder", metavar="VOC_FOLDER", help="with Annotations/ and JPEGImages/")
-    convert.add_argument("out", metavar="OUT.json")
+    convert.add_argument("file", metavar="OUT.json")
     convert.add_argument("--split", default="train",
                          help="a list of ImageSets/Main; all (default: %(default)s)")
 
@@ -345,13 +345,13 @@ def _convert(args: argparse.Namespace) -> None:
     from evitlab.datasets.voc import voc_to_coco
 
     found = voc_to_coco(args.folder, args.split)
-    write_json(args.out, found)
+    write_json(args.file, found)
     crowds = sum(entry["iscrowd"] for entry in found["annotations"])
     hidden = f" and {counted(crowds, 'difficult one')}, as crowds," if crowds else ""
     print(
         f"{args.split}: {counted(len(found['images']), 'image')}, "
         f"{counted(len(found['annotations']) - crowds, 'box')}"
         f"{hidden} of "
-        f"{counted(len(found['categories']), 'class')}; written to {args.out}"
+        f"{counted(len(found['categories']), 'class')}; written to {args.file}"
     )
     print(f"the images: --images {Path(args.folder) / 'JPEGImages'}")

@@ -73,7 +73,7 @@ def place_labels(
             boxes[i] = candidates[np.argmin(costs)]
 
     for i, label in enumerate(labels):
-        box = Bbox.from_extents(boxes[i])
+        box = Bbox.from_extents(*boxes[i])
         # Anchored on the side that faces the point: at another dpi text is not exactly as wide.
         side = int(points[i][0] < box.x0) - int(points[i][0] > box.x1)
         label.set_horizontalalignment(("center", "left", "right")[side])

@@ -53,7 +53,7 @@ def count_macs_by_module(
 
 
 def without_values(model: nn.Module) -> Any:
-    """A copy on the meta device: it has shapes, computes nothing, and no weight is copied for it."""
+    """A copy on the meta device, which has shapes and computes nothing; no weight is copied."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         shape = tensor.detach().to("meta")

@@ -10,7 +10,7 @@ from evitlab.records.attribution import (
     FaithfulnessCurve,
     FaithfulnessCurves,
 )
-from evitlab.records.base import Record, write_atomically
+from evitlab.records.base import Record, check_writable, write_atomically
 from evitlab.records.capture import CaptureRow, CaptureSweep
 from evitlab.records.channels import (
     COMPONENTS,
@@ -153,6 +153,7 @@ __all__ = [
     "TrainingRecord",
     "TrainingSpeed",
     "WidthSpeed",
+    "check_writable",
     "environment_card",
     "quartiles",
     "write_atomically",

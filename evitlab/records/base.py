@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import tempfile
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,6 +52,26 @@ def write_atomically(
         except OSError:
             pass  # the folder is not there or not ours: nothing was left behind
     return path
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise now what `write_atomically` would raise later, after minutes of work; makes nothing.
+
+    Raises:
+        OSError: as there.
+        ValueError: no system takes such a path.
+    """
+    place = Path(path)
+    try:
+        if place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with suppress(FileNotFoundError):
+            place.lstat()  # a name that is too long, or a file where a folder is expected
+        there = next(folder for folder in place.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write here ({error.strerror})", str(path)) from error
 
 
 class Record:
