@@ -61,6 +61,9 @@ def _server() -> Any:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
         patch.setenv("OMP_NUM_THREADS", "1")  # a thread of a pool would not survive the fork
         forkserver.ensure_running()
+    ready = context.Process(target=os.getpid)
+    ready.start()
+    ready.join()  # all is loaded now, and no command waits for it
     return context
 
 
@@ -166,6 +169,7 @@ def run(argv: Sequence[str], log: Path, *faults: Fault) -> tuple[int, str]:
 
 def finished(argv: Sequence[str], out: Path, *faults: Fault) -> tuple[Path, float]:
     """A command that must succeed, with `out` as its last word: that folder, and the seconds."""
+    _server()
     began = time.monotonic()
     code, output = run([*argv, str(out)], out.with_name(f"{out.name}.log"), *faults)
     assert code == 0, output
@@ -193,10 +197,9 @@ def tries(config: pytest.Config, *, quick: int, thorough: int) -> int:
     return thorough if config.getoption("--thorough") else quick
 
 
-def only_thorough(config: pytest.Config, *, unless: bool = False) -> None:
-    """Skip one of several tries of a kind in the usual run, whose minutes are few."""
-    if not unless and not config.getoption("--thorough"):
-        pytest.skip("one more of its kind: only with --thorough")
+def thorough(*values: object) -> Any:
+    """A case of a test that the usual run, whose minutes are few, leaves to `make faults`."""
+    return pytest.param(*values, marks=pytest.mark.thorough)
 
 
 def note(

@@ -103,6 +103,7 @@ def test_kill_9_at_random(
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["detect", "prune"])
 @pytest.mark.parametrize("number", [2, 4])
 def test_kill_9_before_a_file_takes_its_place(
@@ -110,9 +111,7 @@ def test_kill_9_before_a_file_takes_its_place(
     number: int,
     request: pytest.FixtureRequest,
     tmp_path: Path,
-    pytestconfig: pytest.Config,
 ) -> None:
-    faults.only_thorough(pytestconfig)
     argv, out = request.getfixturevalue(name), tmp_path / "run"
     code, output = faults.run([*argv, str(out)], tmp_path / "log", faults.die_at(number))
     assert code == -9 and len(faults.litter(out)) == 1, output

@@ -8,7 +8,7 @@ from typing import Any
 
 import faults
 import pytest
-from faults import one_line
+from faults import one_line, thorough
 from small_runs import train_command
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
@@ -26,17 +26,15 @@ def reference(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 # Too little for the second checkpoint beside the first; for the final weights; for a figure.
-@pytest.mark.parametrize("kib, lost", [(1500, 1), (2150, 0), (2400, 0)])
+@pytest.mark.parametrize("kib, lost", [(1500, 1), thorough(2150, 0), thorough(2400, 0)])
 def test_the_disk_is_full(
     command: list[str],
     reference: Path,
     tmp_path: Path,
-    pytestconfig: pytest.Config,
     record_property: Any,
     kib: int,
     lost: int,
 ) -> None:
-    faults.only_thorough(pytestconfig, unless=kib == 1500)
     with faults.small_disk(tmp_path / "disk", kib=kib) as disk:
         out = disk / "run"
         code, output = faults.run([*command, str(out)], tmp_path / "log")
@@ -54,16 +52,15 @@ def test_the_disk_is_full(
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", ["checkpoints/last.pt", "model.safetensors", "results.png"])
 def test_no_file_may_become_so_large(
     command: list[str],
     reference: Path,
     tmp_path: Path,
-    pytestconfig: pytest.Config,
     record_property: Any,
     file: str,
 ) -> None:
-    faults.only_thorough(pytestconfig, unless=file == "results.png")
     out, limit = tmp_path / "run", (reference / file).stat().st_size - 1
     code, output = faults.run([*command, str(out)], tmp_path / "log", faults.file_size(limit))
     assert code == 2 and "cannot write here (File too large)" in one_line(output)
@@ -91,17 +88,15 @@ def test_the_folder_is_read_only(
     faults.note(record_property, "read-only from the start", "train", lost="nothing", equal=equal)
 
 
-@pytest.mark.parametrize("number", [4, 5])  # in the first epoch, in the second
+@pytest.mark.parametrize("number", [thorough(4), 5])  # in the first epoch, in the second
 def test_the_disk_becomes_read_only(
     command: list[str],
     reference: Path,
     tmp_path: Path,
-    pytestconfig: pytest.Config,
     record_property: Any,
     number: int,
 ) -> None:
     """Under way, as the system does with a disk that fails."""
-    faults.only_thorough(pytestconfig, unless=number == 5)
     out = tmp_path / "run"
     code, output = faults.run([*command, str(out)], tmp_path / "log", faults.read_only_at(number))
     assert code == 2 and "cannot write here (Read-only file system)" in one_line(output)

@@ -36,17 +36,15 @@ def readers(command: faults.Command, method: str) -> list[psutil.Process]:
     return [child for child in found if "resource_tracker" not in " ".join(child.cmdline())]
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", faults.thorough("forkserver")])
 def test_a_reader_dies(
     command: list[str],
     reference: Path,
     tmp_path: Path,
-    pytestconfig: pytest.Config,
     record_property: Any,
     method: str,
 ) -> None:
     """Whichever way Python starts them: by itself, or as of 3.14 by a server."""
-    faults.only_thorough(pytestconfig, unless=method == "fork")
     out, log = tmp_path / "run", tmp_path / "log"
     streamed = faults.images_are_streamed(method)
     begun = faults.Command([*command, str(out)], log, streamed)
@@ -73,15 +71,14 @@ def test_a_reader_dies(
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_readers_end_with_a_run_that_is_killed(
     command: list[str],
     reference: Path,
     tmp_path: Path,
-    pytestconfig: pytest.Config,
     record_property: Any,
 ) -> None:
     """Nor do they keep its folder, which the same command has at once."""
-    faults.only_thorough(pytestconfig)
     out, log = tmp_path / "run", tmp_path / "log"
     streamed = faults.images_are_streamed("fork")
     begun = faults.Command([*command, str(out)], log, streamed)

@@ -72,7 +72,9 @@ def finish(command: list[str], out: Path, whole: dict[str, Any]) -> bool:
     return results(out) == whole
 
 
-@pytest.mark.parametrize("given, code", [("SIGKILL", -9), ("SIGTERM", -15), ("SIGINT", 130)])
+@pytest.mark.parametrize(
+    "given, code", [("SIGKILL", -9), faults.thorough("SIGTERM", -15), ("SIGINT", 130)]
+)
 def test_ended_in_every_way(
     command: list[str],
     reference: tuple[dict[str, Any], float],

@@ -41,8 +41,7 @@ def reference(
 ) -> tuple[dict[str, Any], float]:
     """What the study comes to when nothing happens, and its seconds."""
     out = tmp_path_factory.mktemp("reference")
-    for name in ("warm", "study"):
-        _, seconds = faults.finished(COMMAND, out / name, demo)
+    _, seconds = faults.finished(COMMAND, out / "study", demo)
     assert "3 records in" in (out / "study.log").read_text(encoding="utf-8")
     return faulty_study.results(out / "study" / WHERE), seconds
 
@@ -124,16 +123,14 @@ def holds(process: psutil.Process, folder: str) -> bool:
     return any(file.path.startswith(folder) for file in process.open_files())
 
 
-@pytest.mark.parametrize("given", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("given", ["SIGTERM", faults.thorough("SIGINT")])
 def test_asked_to_end(
     demo: faults.Fault,
     reference: tuple[dict[str, Any], float],
     tmp_path: Path,
-    pytestconfig: pytest.Config,
     record_property: Any,
     given: str,
 ) -> None:
-    faults.only_thorough(pytestconfig, unless=given == "SIGTERM")
     out = tmp_path / "study"
     command = faults.Command([*COMMAND, str(out)], tmp_path / "log", demo)
     faults.wait_for(out / WHERE / "first" / "checkpoints" / "last.pt", command.process)
@@ -165,16 +162,15 @@ def test_two_at_once(
     faults.note(record_property, "two on one folder", "study", lost="nothing", equal=equal)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kib", [8, 1200])  # for no log; for no second checkpoint
 def test_the_disk_is_full(
     demo: faults.Fault,
     reference: tuple[dict[str, Any], float],
     tmp_path: Path,
-    pytestconfig: pytest.Config,
     record_property: Any,
     kib: int,
 ) -> None:
-    faults.only_thorough(pytestconfig, unless=kib == 8)
     with faults.small_disk(tmp_path / "disk", kib=kib) as disk:
         code, output = faults.run([*COMMAND, str(disk / "study")], tmp_path / "log", demo)
         assert code == 1 and "Traceback" not in output, output

@@ -28,9 +28,7 @@ def reference(
     command: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, float]:
     """The run that nothing happened to, and its seconds."""
-    root = tmp_path_factory.mktemp("reference")
-    faults.finished(command, root / "warm")  # and the server runs
-    return faults.finished(command, root / "run")
+    return faults.finished(command, tmp_path_factory.mktemp("reference") / "run")
 
 
 class Kills:
@@ -114,9 +112,13 @@ def test_kill_9_at_each_write(
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size to be killed at")
 def test_kill_halfway_through_a_file(
-    command: list[str], reference: tuple[Path, float], tmp_path: Path, record_property: Any
+    command: list[str],
+    reference: tuple[Path, float],
+    tmp_path: Path,
+    record_property: Any,
 ) -> None:
     """The kernel ends the process in the write that makes a file too large: half is there."""
     whole, _ = reference
@@ -137,18 +139,16 @@ def test_kill_halfway_through_a_file(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("given, code", [("SIGTERM", -15), ("SIGINT", 130)])
+@pytest.mark.parametrize("given, code", [faults.thorough("SIGTERM", -15), ("SIGINT", 130)])
 def test_asked_to_end(
     command: list[str],
     reference: tuple[Path, float],
     tmp_path: Path,
-    pytestconfig: pytest.Config,
     record_property: Any,
     given: str,
     code: int,
 ) -> None:
     """By a cluster or `kill`, or by Ctrl-C, in the second epoch or later."""
-    faults.only_thorough(pytestconfig, unless=given == "SIGINT")
     out, log = tmp_path / "run", tmp_path / "log"
     sent = faults.die_at(4, moment="after", sent=signal.Signals[given])
     begun = faults.Command([*command, str(out)], log, sent)
@@ -161,8 +161,12 @@ def test_asked_to_end(
     faults.note(record_property, given, "train", lost="at most 1 epoch", equal=equal)
 
 
+@pytest.mark.thorough
 def test_the_clock_goes_backwards(
-    command: list[str], reference: tuple[Path, float], tmp_path: Path, record_property: Any
+    command: list[str],
+    reference: tuple[Path, float],
+    tmp_path: Path,
+    record_property: Any,
 ) -> None:
     """An hour at each look, in the run that is killed and in the one that goes on."""
     run = Kills(command, tmp_path / "run", reference[0])
@@ -177,17 +181,15 @@ def test_the_clock_goes_backwards(
     )
 
 
-@pytest.mark.parametrize("where", ["torch", "system"])
+@pytest.mark.parametrize("where", [faults.thorough("torch"), "system"])
 def test_memory_runs_out(
     command: list[str],
     reference: tuple[Path, float],
     tmp_path: Path,
-    pytestconfig: pytest.Config,
     record_property: Any,
     where: str,
 ) -> None:
     """Torch's own error in the second epoch, or the system gives no more memory there."""
-    faults.only_thorough(pytestconfig, unless=where == "system")
     if where == "system" and sys.platform != "linux":
         pytest.skip("no limit of a process's memory that holds here")
     out, log = tmp_path / "run", tmp_path / "log"
@@ -212,17 +214,15 @@ def as_before_its_end(finished: Path, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "noise", "gone"])
+@pytest.mark.parametrize("damage", ["truncated", *map(faults.thorough, ("empty", "noise", "gone"))])
 def test_a_damaged_checkpoint_costs_one_epoch(
     command: list[str],
     reference: tuple[Path, float],
     tmp_path: Path,
-    pytestconfig: pytest.Config,
     record_property: Any,
     damage: str,
 ) -> None:
     """By another hand than ours: the one before it is there, and takes its place."""
-    faults.only_thorough(pytestconfig, unless=damage == "truncated")
     out = as_before_its_end(reference[0], tmp_path / "run")
     last = out / "checkpoints" / "last.pt"
     whole = last.read_bytes()
