@@ -20,7 +20,7 @@ export PIP_NO_INPUT := 1
 # Where it is set every process compiles all of evitlab again, and the tests start a hundred.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup reproduce test test-oldest faults hostile lint notebooks figures lab lock
+.PHONY: help setup reproduce test test-slow test-oldest faults hostile lint notebooks figures lab lock
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -34,6 +34,9 @@ reproduce: $(STAMP)  ## the main job: run the notebooks, draw the figures, compa
 
 test: $(STAMP)  ## run the tests on all cores; needs no network (make test ARGS="-k report")
 	@$(PY) -m pytest $(ON_ALL_CORES) $(ARGS)
+
+test-slow: $(STAMP)  ## run the tests that `make test` leaves out, as they take long
+	@$(PY) -m pytest $(ON_ALL_CORES) --slow -m slow $(ARGS)
 
 # Their deprecation warnings are theirs, so a warning is no error here.
 test-oldest: $(STAMP)  ## the same with the oldest packages that pyproject.toml allows

@@ -34,20 +34,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--thorough", action="store_true", help="more tries and longer fuzzing than `make test`"
     )
+    group.addoption("--slow", action="store_true", help="also the tests that are marked slow")
     group.addoption(
         "--tables", type=Path, metavar="FOLDER", help="write each table of the tests there as JSON"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "thorough: skipped without --thorough")
+    config.addinivalue_line("markers", "slow: only with --slow or --thorough")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--thorough"):
-        for item in items:
-            if item.get_closest_marker("thorough"):  # before any of its fixtures is set up
-                item.add_marker(pytest.mark.skip(reason="only with --thorough"))
+    """Leave out what is slow: what takes long, and where a shorter test goes much the same way."""
+    if not (config.getoption("--slow") or config.getoption("--thorough")):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:

@@ -197,11 +197,6 @@ def tries(config: pytest.Config, *, quick: int, thorough: int) -> int:
     return thorough if config.getoption("--thorough") else quick
 
 
-def thorough(*values: object) -> Any:
-    """A case of a test that the usual run, whose minutes are few, leaves to `make faults`."""
-    return pytest.param(*values, marks=pytest.mark.thorough)
-
-
 def note(
     record_property: Callable[[str, object], None],
     fault: str,

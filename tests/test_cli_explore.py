@@ -17,6 +17,7 @@ from typing import Any
 import nbformat
 import pytest
 from browser import answers, at_home_in, free_port, running, wait_until
+from cases import slow
 from PIL import Image
 
 from evitlab import serving
@@ -253,7 +254,7 @@ def test_jupyterlab_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", slow("SIGTERM"), slow("SIGHUP")])
 def test_server_and_folder_go_at_the_end(name: str, tmp_path: Path) -> None:
     """With Ctrl-C, a signal to end, and a terminal that is closed."""
     server = "import pathlib, time; pathlib.Path({!r}).touch(); time.sleep(600)"

@@ -112,6 +112,7 @@ def test_model_is_untouched_and_the_form_only_infers() -> None:
         deploy(model.train())
 
 
+@pytest.mark.slow
 def test_the_form_exports(tmp_path: Path) -> None:
     model = deploy(randomised("shifted windows"))
     size = model.model.patch_embed.img_size

@@ -113,6 +113,7 @@ def test_models_stay_as_they_are(scenes):
     assert row.speedup is None, "there was nothing to compare with"
 
 
+@pytest.mark.slow
 def test_detectors_of_one_backbone_are_told_apart(scenes, tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -120,6 +120,7 @@ def test_an_error_of_process_0_is_raised_in_all(
     assert found[0]["error"] == found[1]["error"] == "only process 0 knows why"
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_in_one_line_and_it_resumes(tmp_path: Path) -> None:
     """The real command line, one process killed; then one process alone goes on to the end."""
     root = write_folder(tmp_path / "data", {"train": shapes(32), "val": shapes(5, "val")})

@@ -723,6 +723,7 @@ def test_words_where_no_widget_can_be_shown(explorer: AttentionExplorer) -> None
     assert "cascade" in data["text/plain"] and "\n" not in data["text/plain"]
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind_by_many_changes() -> None:
     model = cascade()
     modes = [module.training for module in model.train().modules()]

@@ -187,6 +187,7 @@ def test_what_is_no_onnx_file_is_said(content: bytes, tmp_path: Path) -> None:
         onnx_session(tmp_path / "x.onnx")
 
 
+@pytest.mark.slow
 def test_command_exports_m0_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "m0.onnx"
     assert main(["export", "efficientvit_m0", str(path)]) == 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import faults
 import pytest
+from cases import slow
 from small_runs import shapes, tiny_vit, write_folder
 
 from evitlab.training.checkpoint import save_weights
@@ -64,7 +65,7 @@ def results(out: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", ["detect", "prune"])
+@pytest.mark.parametrize("name", [slow("detect"), "prune"])
 def test_kill_9_at_random(
     name: str,
     request: pytest.FixtureRequest,
@@ -103,7 +104,7 @@ def test_kill_9_at_random(
     )  # fmt: skip
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["detect", "prune"])
 @pytest.mark.parametrize("number", [2, 4])
 def test_kill_9_before_a_file_takes_its_place(
@@ -120,6 +121,7 @@ def test_kill_9_before_a_file_takes_its_place(
     assert not faults.litter(out)
 
 
+@pytest.mark.slow
 def test_two_at_once(
     prune: list[str], prune_whole: Whole, tmp_path: Path, record_property: Any
 ) -> None:

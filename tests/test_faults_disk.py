@@ -8,7 +8,8 @@ from typing import Any
 
 import faults
 import pytest
-from faults import one_line, thorough
+from cases import slow
+from faults import one_line
 from small_runs import train_command
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
@@ -26,7 +27,7 @@ def reference(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 # Too little for the second checkpoint beside the first; for the final weights; for a figure.
-@pytest.mark.parametrize("kib, lost", [(1500, 1), thorough(2150, 0), thorough(2400, 0)])
+@pytest.mark.parametrize("kib, lost", [(1500, 1), slow(2150, 0), slow(2400, 0)])
 def test_the_disk_is_full(
     command: list[str],
     reference: Path,
@@ -52,7 +53,7 @@ def test_the_disk_is_full(
     )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["checkpoints/last.pt", "model.safetensors", "results.png"])
 def test_no_file_may_become_so_large(
     command: list[str],
@@ -88,7 +89,8 @@ def test_the_folder_is_read_only(
     faults.note(record_property, "read-only from the start", "train", lost="nothing", equal=equal)
 
 
-@pytest.mark.parametrize("number", [thorough(4), 5])  # in the first epoch, in the second
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [4, 5])  # in the first epoch, in the second
 def test_the_disk_becomes_read_only(
     command: list[str],
     reference: Path,

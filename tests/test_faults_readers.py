@@ -11,6 +11,7 @@ from typing import Any
 import faults
 import psutil
 import pytest
+from cases import slow
 from small_runs import train_command
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals to kill with")
@@ -36,7 +37,7 @@ def readers(command: faults.Command, method: str) -> list[psutil.Process]:
     return [child for child in found if "resource_tracker" not in " ".join(child.cmdline())]
 
 
-@pytest.mark.parametrize("method", ["fork", faults.thorough("forkserver")])
+@pytest.mark.parametrize("method", ["fork", slow("forkserver")])
 def test_a_reader_dies(
     command: list[str],
     reference: Path,
@@ -71,7 +72,7 @@ def test_a_reader_dies(
     )  # fmt: skip
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_readers_end_with_a_run_that_is_killed(
     command: list[str],
     reference: Path,

@@ -11,6 +11,7 @@ from typing import Any
 import faults
 import nbformat
 import pytest
+from cases import slow
 from PIL import Image
 
 from evitlab.findings import Finding, conclude
@@ -73,7 +74,7 @@ def finish(command: list[str], out: Path, whole: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "given, code", [("SIGKILL", -9), faults.thorough("SIGTERM", -15), ("SIGINT", 130)]
+    "given, code", [("SIGKILL", -9), slow("SIGTERM", -15), ("SIGINT", 130)]
 )
 def test_ended_in_every_way(
     command: list[str],

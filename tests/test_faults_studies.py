@@ -123,7 +123,8 @@ def holds(process: psutil.Process, folder: str) -> bool:
     return any(file.path.startswith(folder) for file in process.open_files())
 
 
-@pytest.mark.parametrize("given", ["SIGTERM", faults.thorough("SIGINT")])
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["SIGTERM", "SIGINT"])
 def test_asked_to_end(
     demo: faults.Fault,
     reference: tuple[dict[str, Any], float],
@@ -162,7 +163,7 @@ def test_two_at_once(
     faults.note(record_property, "two on one folder", "study", lost="nothing", equal=equal)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("kib", [8, 1200])  # for no log; for no second checkpoint
 def test_the_disk_is_full(
     demo: faults.Fault,
@@ -187,6 +188,7 @@ def test_the_disk_is_full(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_real_workers_end_with_their_scheduler_too(tmp_path: Path) -> None:
     """Started as ever, by `python -m`, and not forked as above."""
     words = ["study", "attention-share", "--scale", "smoke", "--data", "embedded", "--jobs", "1"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import faults
 import pytest
+from cases import slow
 from small_runs import train_command
 
 from evitlab import TrainingRecord
@@ -112,7 +113,7 @@ def test_kill_9_at_each_write(
     )  # fmt: skip
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size to be killed at")
 def test_kill_halfway_through_a_file(
     command: list[str],
@@ -139,7 +140,7 @@ def test_kill_halfway_through_a_file(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("given, code", [faults.thorough("SIGTERM", -15), ("SIGINT", 130)])
+@pytest.mark.parametrize("given, code", [slow("SIGTERM", -15), ("SIGINT", 130)])
 def test_asked_to_end(
     command: list[str],
     reference: tuple[Path, float],
@@ -161,7 +162,7 @@ def test_asked_to_end(
     faults.note(record_property, given, "train", lost="at most 1 epoch", equal=equal)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_clock_goes_backwards(
     command: list[str],
     reference: tuple[Path, float],
@@ -181,7 +182,7 @@ def test_the_clock_goes_backwards(
     )
 
 
-@pytest.mark.parametrize("where", [faults.thorough("torch"), "system"])
+@pytest.mark.parametrize("where", [slow("torch"), "system"])
 def test_memory_runs_out(
     command: list[str],
     reference: tuple[Path, float],
@@ -214,7 +215,7 @@ def as_before_its_end(finished: Path, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("damage", ["truncated", *map(faults.thorough, ("empty", "noise", "gone"))])
+@pytest.mark.parametrize("damage", ["truncated", *map(slow, ("empty", "noise", "gone"))])
 def test_a_damaged_checkpoint_costs_one_epoch(
     command: list[str],
     reference: tuple[Path, float],

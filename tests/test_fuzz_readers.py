@@ -24,6 +24,7 @@ from hostile import NEEDS_FORK, Attempt, Recorder, Room, tabled
 pytestmark = NEEDS_FORK
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed")
 def test_fuzz(tmp_path: Path, record_property: Recorder, pytestconfig: pytest.Config) -> None:
     """All readers in one test, since they share a start that takes longer than they do."""

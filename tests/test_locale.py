@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow  # two processes that import everything
+
 TESTS = Path(__file__).parent
 # What an own program does on purpose, and what one does that a library (a GUI, say) asked to.
 SCRIPT = """

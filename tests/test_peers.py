@@ -49,6 +49,7 @@ def test_peer_may_cut_the_width_of_a_deit():
     assert pruned(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_ways_to_prune_stand_side_by_side(tmp_path):
     pytest.importorskip("torch_pruning", reason="the extra peers")
     data = shapes(32), shapes(18, "val")

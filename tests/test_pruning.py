@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import slow
 from randomised import images, relative_error
 from small_runs import one_line, recipe, shapes
 from test_channels import FAMILIES, batches, model_of
@@ -80,7 +81,7 @@ def test_channels_that_are_zero_are_cut_without_a_change(family: str, fused: boo
     assert [getattr(m, "scale", None) for m in cut.modules() if hasattr(m, "scale")] == scales
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["deit", slow("swin"), slow("efficientvit")])
 def test_budget_is_reached_from_below(family: str) -> None:
     model = model_of(family)
     state = copy.deepcopy(model.state_dict())
@@ -196,7 +197,7 @@ def test_taylor_keeps_the_loss_where_random_does_not() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["deit", slow("swin"), slow("efficientvit")])
 def test_an_ordinary_module(family: str, tmp_path: Path) -> None:
     """Copies, pickles, saves, loads, deploys and exports: the same logits each time."""
     model = pruned_model(family)
@@ -283,6 +284,7 @@ class FakeRow:
         self.img_per_s = img_per_s
 
 
+@pytest.mark.slow
 def test_throughput_is_measured_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruning, "ROUNDS", 3)
     monkeypatch.setattr(pruning, "SECONDS", 0.1)

@@ -174,6 +174,7 @@ def few_widths() -> None:
     setattr(matching, "_BESIDE", range(2))  # noqa: B010
 
 
+@pytest.mark.slow
 def test_attention_share_smoke_end_to_end(tmp_path: Path) -> None:
     """Two widths and two trainings, each in a process of its own."""
     command = [
