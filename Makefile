@@ -44,7 +44,7 @@ test-oldest: $(STAMP)  ## the same with the oldest packages that pyproject.toml 
 	  $(PY) -m venv .venv-oldest; }
 	@$(OLDEST)/python -m pip install --quiet --no-deps -r requirements-oldest.lock
 	@$(OLDEST)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@$(OLDEST)/python -m pytest $(ON_ALL_CORES) -o filterwarnings=default $(ARGS)
+	@$(OLDEST)/python -m pytest $(ON_ALL_CORES) --slow -o filterwarnings=default $(ARGS)
 
 faults: $(STAMP)  ## kill, starve and fill up running commands at length; prints the table
 	@$(PY) -m pytest --thorough $(TABLES) tests/test_faults_*.py $(ARGS)

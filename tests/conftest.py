@@ -47,9 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is slow: what takes long, and where a shorter test goes much the same way."""
     if not (config.getoption("--slow") or config.getoption("--thorough")):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in set(slow)]
+        for item in items:
+            if item.get_closest_marker("slow"):  # skipped before any of its fixtures is set up
+                item.add_marker(pytest.mark.skip(reason="slow: make test-slow"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:

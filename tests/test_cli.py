@@ -548,7 +548,7 @@ MISTAKES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     ),
     "figures where a file is": (
         lambda at: ["profile", "nothing", "--out", at.file("file")],
-        r"cannot write here \(Not a directory\)",
+        r"cannot write here \(Not a directory\): '[^']*file'$",
     ),
     "a name that no system takes": (
         lambda at: ["heads", "nothing", "--json", "x" * 5000],

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,7 @@ def test_a_killed_process_ends_the_run_in_one_line_and_it_resumes(tmp_path: Path
         assert run.poll() is None, run.communicate()[1][-3000:]
         victim = victim or process_of_rank(1, run.pid)  # known by then: no epoch may pass
         time.sleep(0.01)
+    assert victim, "no process of that number was seen"
     os.kill(victim, signal.SIGKILL)
     _, said = run.communicate(timeout=120)
     assert run.returncode != 0
@@ -153,12 +155,11 @@ def test_a_killed_process_ends_the_run_in_one_line_and_it_resumes(tmp_path: Path
 
 def process_of_rank(rank: int, launcher: int) -> int:
     """The child of torchrun that has this number; 0 where it has not begun."""
-    found = (
-        child.pid
-        for child in psutil.Process(launcher).children()
-        if child.environ().get("RANK") == str(rank)
-    )
-    return next(found, 0)
+    for child in psutil.Process(launcher).children():
+        with suppress(psutil.Error):  # it has just ended, or not begun
+            if child.environ().get("RANK") == str(rank):
+                return child.pid
+    return 0
 
 
 def test_parts_of_a_batch_give_its_gradient(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,9 @@ from evitlab.models.quantize import float_layers, quantize_onnx
 from evitlab.records import QuantizationRecord
 from evitlab.training.checkpoint import save_weights
 from evitlab.training.evaluation import evaluate
+
+# In float32 beside attention: torch 2.11 exports the scaling of padded windows on its own.
+PRODUCTS = 2 if torch.__version__.startswith("2.11.") else 0
 
 
 def noise(count: int, *size: int) -> torch.Tensor:
@@ -63,8 +65,7 @@ def test_layers_in_float32_are_named(int8: Path) -> None:
     assert tuple(kept) == float_layers(int8)
     kinds = [name.rpartition("/")[2] for name in kept]
     assert kinds.count("Attention") == 4, "two heads each in the last two stages"
-    # Torch 2.11 exports two products more, of padded windows.
-    assert all(kind == "Attention" or kind.startswith("Mul") for kind in kinds) and len(kinds) <= 6
+    assert len([kind for kind in kinds if kind.startswith("Mul")]) == PRODUCTS == len(kinds) - 4
     assert len(float_layers(small_file())) > 30, "of the float file all of them"
 
 
@@ -105,7 +106,8 @@ def test_command_prints_what_int8_gains_and_costs(
     assert f"float32 {record.float32.top1:.2f} %, int8 {record.int8.top1:.2f} %" in out
     assert [row.batch_size for row in record.speed] == [1, 16]
     assert all(f"{row.ratio:.2f}x" in out for row in record.speed)
-    assert re.search(r"layers in float32: (2 Mul, )?4 Attention\n", out)
+    products = f"{PRODUCTS} Mul, " if PRODUCTS else ""
+    assert f"layers in float32: {products}4 Attention\n" in out
     assert record.float32_layers == float_layers(file)
     assert record.calibration_images == 32 and record.int8_bytes < record.float32_bytes
     assert record.command == (

@@ -213,6 +213,10 @@ def test_what_could_not_be_written_is_said_before(tmp_path):
     (tmp_path / "there.json").write_text("old")
     check_writable(tmp_path / "there.json")
     assert (tmp_path / "there.json").read_text() == "old"
+    check_writable(tmp_path / "new", folder=True)
+    check_writable(tmp_path, folder=True)
+    with pytest.raises(OSError, match=r"cannot write here \(Not a directory\): '.*there.json'$"):
+        check_writable(tmp_path / "there.json", folder=True)
     for wrong in (tmp_path, tmp_path / "there.json" / "r.json", tmp_path / ("x" * 300)):
         with pytest.raises(OSError, match="cannot write here"):
             check_writable(wrong)

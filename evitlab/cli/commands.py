@@ -30,6 +30,7 @@ from evitlab.training.launch import (
     Terminated,
     deaf_to_sigterm,
     first_to_speak,
+    launch_rank,
     launcher,
     one_voice,
 )
@@ -42,7 +43,7 @@ GROUPS = [
     doctor.add,
 ]  # fmt: skip
 _CAUSE_SPEAKS_S = 2.0  # a process that failed says why well within this, also on a busy machine
-_FOLDERS, _FILES = ("out", "records"), ("file", "json", "predictions", "trace")  # of any command
+_FILES = ("file", "json", "predictions")  # that any command writes in the end
 USER_MISTAKES = (ValueError, OSError, ArithmeticError)  # one line and exit code 2
 
 
@@ -85,14 +86,14 @@ def run(argv: list[str]) -> int:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Say now that a result could not be written, and not once it has been worked out."""
+    """Say now that a file could not be written, and not once it has been worked out."""
     from evitlab.records import check_writable
 
-    for name in (*_FOLDERS, *_FILES):
+    for name in _FILES if launch_rank() == 0 else ():
         place = getattr(args, name, None)
         if place:
             try:
-                check_writable(Path(place, "any") if name in _FOLDERS else place)
+                check_writable(place)
             except ValueError as error:
                 raise ValueError(f"{name}: expected a path, got {place!r} ({error})") from error
 

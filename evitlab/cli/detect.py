@@ -284,7 +284,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from evitlab.analysis.conditions import cpu_threads
     from evitlab.datasets import check_boxes
     from evitlab.models.detector import load_detector
-    from evitlab.records import environment_card
+    from evitlab.records import check_writable, environment_card
     from evitlab.training.box_ap import box_ap
     from evitlab.training.detecting import ap_of, coco_results, predict_boxes
 
@@ -303,6 +303,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     else:
         if args.weights is None:
             raise ValueError("RUN: expected a detector's weights, or --annotations and --results")
+        if args.results:
+            check_writable(args.results)
         split = "val" if args.split is None else args.split
         batch_size = 1 if args.batch_size is None else args.batch_size
         device = args.device or "cpu"

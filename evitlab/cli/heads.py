@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from evitlab.cli.parser import AddCommand
-from evitlab.records import HeadSimilarities, HeadSimilarity
+from evitlab.records import HeadSimilarities, HeadSimilarity, check_writable
 
 
 def add(command: AddCommand) -> None:
@@ -56,6 +56,7 @@ def _heads(args: argparse.Namespace) -> None:
         raise ValueError("MODEL: expected a model, or --sweep")
     if args.images is None:
         raise ValueError("--images: expected a folder of images or the name of a data set")
+    check_writable(args.out, folder=True)
     device = checked_device(args.device)
     model, weights = open_model(args.model, weights=args.weights, img_size=args.img_size)
     data = _images(args, args.img_size or default_img_size(model))

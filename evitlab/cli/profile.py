@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from evitlab.cli.parser import AddCommand
-from evitlab.records import OperatorProfile, OperatorProfiles
+from evitlab.records import OperatorProfile, OperatorProfiles, check_writable
 
 _FIGURE_2 = (
     "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "efficientvit_m4",
@@ -55,6 +55,7 @@ def _profile(args: argparse.Namespace) -> None:
 
     if args.batch_size < 1:
         raise ValueError(f"--batch-size: expected at least 1, got {args.batch_size}")
+    check_writable(args.out, folder=True)
     names = list(dict.fromkeys(args.models or _FIGURE_2))
     states = _FUSED[args.fused]
     device = checked_device(args.device)

@@ -107,13 +107,13 @@ def _costs(
 ) -> np.ndarray:
     """What each place costs, in points of distance: covering text or a marker is worst."""
     low, high = boxes[:, None, :2], boxes[:, None, 2:]
-    costs = 500.0 * _all((low - 2 <= others[:, 2:]) & (others[:, :2] <= high + 2))
+    costs = 500.0 * _met((low - 2 <= others[:, 2:]) & (others[:, :2] <= high + 2))
     for obstacles, padding, price in ((points, 7.0, 300.0), (lines, 1.0, 12.0)):
-        costs += price * _all((obstacles > low - padding) & (obstacles < high + padding))
+        costs += price * _met((obstacles > low - padding) & (obstacles < high + padding))
     outside = (boxes[:, :2] < frame.min).any(1) | (boxes[:, 2:] > frame.max).any(1)
     return costs + 1000.0 * outside
 
 
-def _all(inside: np.ndarray) -> np.ndarray:
-    """[boxes, obstacles, 2] in x and y -> how many obstacles each box meets in both."""
+def _met(inside: np.ndarray) -> np.ndarray:
+    """[boxes, obstacles, 2] in x and y -> how many obstacles each box meets."""
     return inside.all(-1).sum(-1)

@@ -54,8 +54,11 @@ def write_atomically(
     return path
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
+def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
     """Raise now what `write_atomically` would raise later, after minutes of work; makes nothing.
+
+    Args:
+        path: a file that is going to be written, or with `folder` what files go into.
 
     Raises:
         OSError: as there.
@@ -63,11 +66,12 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     place = Path(path)
     try:
-        if place.is_dir():
+        if place.is_dir() and not folder:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with suppress(FileNotFoundError):
             place.lstat()  # a name that is too long, or a file where a folder is expected
-        there = next(folder for folder in place.absolute().parents if folder.exists())
+        above = (place / "file" if folder else place).absolute().parents
+        there = next(parent for parent in above if os.path.lexists(parent))
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
