@@ -39,7 +39,7 @@ test-slow: $(STAMP)  ## run the tests that `make test` leaves out, as they take 
 	@$(PY) -m pytest $(ON_ALL_CORES) --slow -m slow $(ARGS)
 
 # Their deprecation warnings are theirs, so a warning is no error here.
-test-oldest: $(STAMP)  ## the same with the oldest packages that pyproject.toml allows
+test-oldest: $(STAMP)  ## run them all with the oldest packages that pyproject.toml allows
 	@[ -x $(OLDEST)/python ] || { echo "Installing the oldest packages into .venv-oldest ..."; \
 	  $(PY) -m venv .venv-oldest; }
 	@$(OLDEST)/python -m pip install --quiet --no-deps -r requirements-oldest.lock

@@ -169,7 +169,7 @@ def run(argv: Sequence[str], log: Path, *faults: Fault) -> tuple[int, str]:
 
 def finished(argv: Sequence[str], out: Path, *faults: Fault) -> tuple[Path, float]:
     """A command that must succeed, with `out` as its last word: that folder, and the seconds."""
-    _server()
+    _server()  # whose start is not of its seconds
     began = time.monotonic()
     code, output = run([*argv, str(out)], out.with_name(f"{out.name}.log"), *faults)
     assert code == 0, output

@@ -487,6 +487,11 @@ MISTAKES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
                                          "bbox": [0, 0, 1, 1]}])],
         r"r\.json: results\[0\]: expected the id of an image, got image_id 99",
     ),
+    "results that cannot be written": (  # said before a model is opened
+        lambda at: ["detect", "evaluate", "gone", "--data", "gone", "--results",
+                    at.write("file", []) + "/r.json"],
+        r"cannot write here \(Not a directory\): '.*file/r\.json'",
+    ),
     "no such annotations": (
         lambda at: ["detect", "evaluate", "--annotations", "gone.json", "--results", "r.json"],
         "gone.json",

@@ -87,11 +87,11 @@ def run(argv: list[str]) -> int:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Say now that a file could not be written, and not once it has been worked out."""
-    from evitlab.records import check_writable
-
     for name in _FILES if launch_rank() == 0 else ():
         place = getattr(args, name, None)
         if place:
+            from evitlab.records import check_writable
+
             try:
                 check_writable(place)
             except ValueError as error:

@@ -10,7 +10,7 @@ from evitlab.records.attribution import (
     FaithfulnessCurve,
     FaithfulnessCurves,
 )
-from evitlab.records.base import Record, check_writable, write_atomically
+from evitlab.records.base import Record, check_writable, unwritable, write_atomically
 from evitlab.records.capture import CaptureRow, CaptureSweep
 from evitlab.records.channels import (
     COMPONENTS,
@@ -156,5 +156,6 @@ __all__ = [
     "check_writable",
     "environment_card",
     "quartiles",
+    "unwritable",
     "write_atomically",
 ]

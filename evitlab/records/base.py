@@ -45,13 +45,18 @@ def write_atomically(
             os.replace(path, keep)
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write here ({error.strerror})", str(path)) from error
+        raise unwritable(error, path) from error
     finally:
         try:
             temporary.unlink(missing_ok=True)
         except OSError:
             pass  # the folder is not there or not ours: nothing was left behind
     return path
+
+
+def unwritable(error: OSError, path: str | os.PathLike[str]) -> OSError:
+    """The system's error of whatever file was tried, as one that names what was asked for."""
+    return OSError(error.errno, f"cannot write here ({error.strerror})", str(path))
 
 
 def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
@@ -75,7 +80,7 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise OSError(error.errno, f"cannot write here ({error.strerror})", str(path)) from error
+        raise unwritable(error, path) from error
 
 
 class Record:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from evitlab.records import write_atomically
+from evitlab.records import unwritable, write_atomically
 from evitlab.training.launch import launch_rank
 
 _LOCK, _HOLDER = ".lock", ".lock-holder"  # neither looks like a record, to `glob("*.json")`
@@ -59,8 +59,7 @@ def held(folder: str | os.PathLike[str], *, command: str = "") -> Iterator[None]
             f"{folder} is in use by {_holder(place)}; wait for it, end it, or choose another folder"
         ) from None
     except OSError as error:
-        reason = f"cannot write here ({error.strerror})"
-        raise OSError(error.errno, reason, str(folder)) from error
+        raise unwritable(error, folder) from error
     _held.add(own)
     try:
         _introduce(place, command)
